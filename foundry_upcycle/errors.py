@@ -1,0 +1,32 @@
+"""What is raised for bad input: each error names what, its value, the fix."""
+
+from typing import Any
+
+__all__ = ['CheckpointError', 'ConfigError']
+
+
+class ConfigError(ValueError):
+    """A setting that can't be used.
+
+    Args:
+        key: The setting's full name, as it is written in a YAML.
+        value: The value found.
+        problem: Why it can't be used.
+        fix: What to write instead.
+    """
+
+    def __init__(self, key: str, value: Any, problem: str, fix: str):
+        super().__init__(f'{key}={value!r}: {problem} Fix: {fix}')
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used.
+
+    Args:
+        path: Where it was looked for.
+        problem: What is wrong, with the tensor's name and the values found.
+        fix: What to do.
+    """
+
+    def __init__(self, path: Any, problem: str, fix: str):
+        super().__init__(f'{path}: {problem} Fix: {fix}')

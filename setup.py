@@ -1,0 +1,58 @@
+"""foundry_upcycle: sparse upcycling as a plugin of LLM Foundry."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# LLM Foundry reads the group `llmfoundry_<registry>` of every installed
+# distribution, lazily: nothing below is imported until a YAML names it.
+_ENTRY_POINTS = {
+    'llmfoundry_models': [
+        'upcycled_mpt = '
+        'foundry_upcycle.models.upcycled_mpt:ComposerUpcycledMPT',
+    ],
+    'llmfoundry_ffns': [
+        'upcycled_dmoe = foundry_upcycle.models.ffn:build_upcycled_dmoe',
+    ],
+    'llmfoundry_module_init_fns': [
+        'upcycled_dmoe = foundry_upcycle.models.experts:init_experts',
+    ],
+    'llmfoundry_callbacks': [
+        'sparse_upcycling = '
+        'foundry_upcycle.callbacks.sparse_upcycling:SparseUpcycling',
+        'router_monitor = '
+        'foundry_upcycle.callbacks.router_monitor:RouterMonitor',
+    ],
+}
+
+setup(
+    name='foundry_upcycle',
+    version='0.1.0',
+    description=__doc__,
+    long_description=Path(__file__).with_name('README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['foundry_upcycle*']),
+    python_requires='>=3.11',
+    install_requires=[
+        'llm-foundry>=0.22,<0.23',
+        'tiktoken>=0.4',
+        'matplotlib>=3.8',
+    ],
+    extras_require={
+        'megablocks': ['llm-foundry[megablocks]>=0.22,<0.23'],
+        'hf': ['safetensors>=0.4', 'gguf>=0.10'],
+        'dev': [
+            'pytest>=8,<9',
+            'yapf==0.43.0',
+            'isort>=5.13,<7',
+            'ruff>=0.9',
+            'yamllint>=1.35',
+            'pyright==1.1.256',
+            'pre-commit>=3.4,<5',
+            # Composer's local object store, which a test downloads from.
+            'fasteners',
+        ],
+    },
+    entry_points=_ENTRY_POINTS,
+)
