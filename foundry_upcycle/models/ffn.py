@@ -1,0 +1,190 @@
+"""The feed-forward layer ``upcycled_dmoe``: a dropless mixture of experts."""
+
+from typing import Any, Callable, Optional, Union
+
+import torch
+from llmfoundry.models.layers.ffn import (
+    resolve_ffn_act_fn,
+    resolve_ffn_hidden_size,
+)
+from torch import nn
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.models.experts import BACKENDS, MLP_TYPES, Experts
+from foundry_upcycle.models.router import Router, RouterOutput
+
+__all__ = ['UpcycledDMoE', 'build_upcycled_dmoe']
+
+
+class UpcycledDMoE(nn.Module):
+    """Dropless top-K mixture of experts; replaces a dense MPT FFN.
+
+    Parameters, laid out as MegaBlocks and Foundry's ``torch_dmoe`` do:
+    ``router.layer.weight`` (E, D); ``experts.mlp.w1``, ``v1`` (GLU only) and
+    ``w2``, each (E * F, D).
+
+    Args:
+        d_model: Size D of a token.
+        ffn_hidden_size: Hidden size F of one expert.
+        moe_num_experts: Number of experts E.
+        moe_top_k: Experts a token goes to, K. No parameter depends on it: a
+            checkpoint may be evaluated with another K than it was trained
+            with.
+        mlp_type: ``glu`` or ``mlp``.
+        activation_fn: Elementwise activation of the experts.
+        moe_normalize_expert_weights: See ``Router``. With 1, a model whose
+            experts are copies of a dense layer computes what that computed.
+        moe_jitter_eps: See ``Router``.
+        backend: See ``Experts``.
+        device: Where the parameters live.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        ffn_hidden_size: int,
+        moe_num_experts: int,
+        moe_top_k: int,
+        mlp_type: str,
+        activation_fn: Callable[[torch.Tensor], torch.Tensor],
+        moe_normalize_expert_weights: Optional[Union[int, float]] = 1,
+        moe_jitter_eps: Optional[float] = None,
+        backend: str = 'grouped',
+        device: Optional[str] = None,
+    ):
+        super().__init__()
+        self.router = Router(
+            d_model=d_model,
+            moe_num_experts=moe_num_experts,
+            moe_top_k=moe_top_k,
+            moe_normalize_expert_weights=moe_normalize_expert_weights,
+            moe_jitter_eps=moe_jitter_eps,
+            device=device,
+        )
+        self.experts = Experts(
+            d_model=d_model,
+            ffn_hidden_size=ffn_hidden_size,
+            moe_num_experts=moe_num_experts,
+            mlp_type=mlp_type,
+            activation_fn=activation_fn,
+            backend=backend,
+            device=device,
+        )
+        # While a list, each forward appends its routing to it. The model sets
+        # it around its own forward, so the second forward of a checkpointed
+        # block, which runs in backward, adds nothing.
+        self.routing_sink: Optional[list[RouterOutput]] = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (..., D) to (..., D)."""
+        x_TD = x.reshape(-1, x.shape[-1])
+        routing = self.router(x_TD)
+        if self.routing_sink is not None:
+            self.routing_sink.append(routing)
+        return self.experts(x_TD, routing).view(x.shape)
+
+
+def build_upcycled_dmoe(
+    d_model: int,
+    expansion_ratio: Union[int, float],
+    ffn_hidden_size: Optional[int] = None,
+    ffn_act_fn: Optional[dict[str, Any]] = None,
+    device: Optional[str] = None,
+    bias: bool = True,
+    moe_num_experts: int = 8,
+    moe_top_k: int = 2,
+    mlp_type: str = 'glu',
+    moe_normalize_expert_weights: Optional[Union[int, float]] = 1,
+    moe_jitter_eps: Optional[float] = None,
+    moe_loss_weight: float = 0.01,
+    moe_zloss_weight: float = 0.0,
+    backend: str = 'auto',
+    fc_type: Optional[dict[str, Any]] = None,
+    **unknown: Any,
+) -> UpcycledDMoE:
+    """Builds the layer from ``model.ffn_config``; keys are its arguments.
+
+    Args:
+        d_model: Size D of a token.
+        expansion_ratio: F / D, where ``ffn_hidden_size`` is not given.
+        ffn_hidden_size: Hidden size F of one expert.
+        ffn_act_fn: ``name`` of a ``torch.nn.functional`` activation and its
+            arguments; exact gelu by default, as for every MPT FFN.
+        device: Where the parameters live.
+        bias: Must be False: the experts hold no biases.
+        moe_num_experts: Number of experts E.
+        moe_top_k: Experts a token goes to.
+        mlp_type: ``glu`` (upcycles ``mptglu``) or ``mlp`` (``mptmlp``).
+        moe_normalize_expert_weights: See ``Router``.
+        moe_jitter_eps: See ``Router``.
+        moe_loss_weight: Coefficient of the load-balancing loss, which the
+            model computes.
+        moe_zloss_weight: Coefficient of the router z-loss, likewise.
+        backend: ``grouped``, ``loop`` (the reference) or ``auto``, which is
+            ``grouped``.
+        fc_type: Foundry passes it to every FFN; the experts are plain
+            matrices whatever it says.
+        unknown: Refused.
+
+    Raises:
+        ConfigError: A key is unknown or its value can't be used.
+    """
+    del fc_type, moe_loss_weight, moe_zloss_weight
+    if unknown:
+        key, value = next(iter(unknown.items()))
+        raise ConfigError(
+            f'model.ffn_config.{key}',
+            value,
+            'upcycled_dmoe has no such setting.',
+            'remove it, or see build_upcycled_dmoe for the names.',
+        )
+    if bias:
+        raise ConfigError(
+            'model.no_bias',
+            False,
+            'the experts hold no biases, so a dense model with them cannot '
+            'be upcycled exactly.',
+            'set no_bias: true (attention_bias: true keeps the biases of the '
+            'QKV projections) and start from a dense model trained so.',
+        )
+    _check('mlp_type', mlp_type, mlp_type in MLP_TYPES, f'{set(MLP_TYPES)}')
+    backends = {'auto', *BACKENDS}
+    _check('backend', backend, backend in backends, f'{backends}')
+    _check(
+        'moe_num_experts',
+        moe_num_experts,
+        moe_num_experts >= 1,
+        'a whole number from 1',
+    )
+    _check(
+        'moe_top_k',
+        moe_top_k,
+        1 <= moe_top_k <= moe_num_experts,
+        f'a whole number from 1 to {moe_num_experts=}',
+    )
+    return UpcycledDMoE(
+        d_model=d_model,
+        ffn_hidden_size=resolve_ffn_hidden_size(
+            d_model,
+            expansion_ratio,
+            ffn_hidden_size,
+        ),
+        moe_num_experts=moe_num_experts,
+        moe_top_k=moe_top_k,
+        mlp_type=mlp_type,
+        activation_fn=resolve_ffn_act_fn(ffn_act_fn),
+        moe_normalize_expert_weights=moe_normalize_expert_weights,
+        moe_jitter_eps=moe_jitter_eps,
+        backend='grouped' if backend == 'auto' else backend,
+        device=device,
+    )
+
+
+def _check(key: str, value: Any, ok: bool, accepted: str) -> None:
+    if not ok:
+        raise ConfigError(
+            f'model.ffn_config.{key}',
+            value,
+            'upcycled_dmoe cannot use it.',
+            f'set it to {accepted}.',
+        )

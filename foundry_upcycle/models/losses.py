@@ -1,0 +1,62 @@
+"""Auxiliary losses of a mixture of experts.
+
+Shape suffixes: T tokens, E experts.
+"""
+
+from typing import Sequence
+
+import torch
+
+from foundry_upcycle.models.router import RouterOutput
+
+__all__ = ['load_balancing_loss', 'router_z_loss']
+
+
+def load_balancing_loss(
+    routings: Sequence[RouterOutput],
+    weight: float,
+) -> torch.Tensor:
+    """MegaBlocks' batched load-balancing loss of one microbatch.
+
+    ``weight * E / (L * T * K) * sum over layers and experts of
+    (token-slots of the expert) * (its mean probability over the T tokens)``:
+    Switch Transformer (arXiv 2101.03961) equations 4 to 6 for K experts a
+    token, averaged over L layers. Perfect balance gives ``weight``.
+
+    Left out, as in MegaBlocks: any exchange between ranks (each balances its
+    own tokens), and the attention mask (padding counts as tokens). Deviation:
+    the mean probabilities are float32, which MegaBlocks does only with
+    ``moe_lbl_in_fp32``.
+
+    Args:
+        routings: One router output per layer.
+        weight: Coefficient (``moe_loss_weight``).
+
+    Returns:
+        A scalar, differentiable through the probabilities only.
+    """
+    T, K = routings[0].top_experts_TK.shape
+    E = routings[0].scores_TE.shape[1]
+    counts_LE = torch.stack([r.tokens_per_expert_E for r in routings])
+    scores_LE = torch.stack([r.scores_TE.mean(dim=0) for r in routings])
+    scale = weight * E / (len(routings) * T * K)
+    return scale * (counts_LE.to(scores_LE.dtype) * scores_LE).sum()
+
+
+def router_z_loss(
+    routings: Sequence[RouterOutput],
+    weight: float,
+) -> torch.Tensor:
+    """ST-MoE's router z-loss (arXiv 2202.08906, equation 5), layer average.
+
+    ``weight * mean over layers and tokens of logsumexp(logits)^2``.
+
+    Args:
+        routings: One router output per layer.
+        weight: Coefficient (``moe_zloss_weight``).
+
+    Returns:
+        A scalar.
+    """
+    per_layer = [r.logits_TE.logsumexp(-1).square().mean() for r in routings]
+    return weight * torch.stack(per_layer).mean()

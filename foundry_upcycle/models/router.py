@@ -1,0 +1,107 @@
+"""Token-choice top-K router.
+
+Shape suffixes: T tokens, D d_model, E experts, K top-k.
+"""
+
+from typing import NamedTuple, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ['Router', 'RouterOutput']
+
+
+class RouterOutput(NamedTuple):
+    """What a router decides for T tokens.
+
+    The first three fields stand in the order of Foundry's and MegaBlocks'
+    routers, so that code that reads those reads this.
+
+    Attributes:
+        scores_TE: Probabilities over all experts, float32.
+        expert_weights_TK: Combine weights, in the dtype of the input.
+        top_experts_TK: Chosen experts, int64.
+        logits_TE: The router's logits, float32.
+        tokens_per_expert_E: Token-slots each expert received, int64; they sum
+            to T * K because no token is dropped.
+    """
+    scores_TE: torch.Tensor
+    expert_weights_TK: torch.Tensor
+    top_experts_TK: torch.Tensor
+    logits_TE: torch.Tensor
+    tokens_per_expert_E: torch.Tensor
+
+
+class Router(nn.Module):
+    """Softmax over all experts in float32, then the top K of each token.
+
+    Its only parameter is ``layer.weight`` (E, D), as in MegaBlocks.
+
+    Args:
+        d_model: Size D of a token.
+        moe_num_experts: Number of experts E.
+        moe_top_k: Experts a token goes to, K.
+        moe_normalize_expert_weights: Order p of the norm that divides the K
+            combine weights of a token (1: they sum to 1), or None to leave
+            the softmax probabilities as they are.
+        moe_jitter_eps: While training, tokens are multiplied by uniform noise
+            from [1 - eps, 1 + eps] before they are scored (Switch
+            Transformer, arXiv 2101.03961, section 2.2). None: no noise.
+        device: Where the weight lives.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        moe_num_experts: int,
+        moe_top_k: int,
+        moe_normalize_expert_weights: Optional[Union[int, float]] = 1,
+        moe_jitter_eps: Optional[float] = None,
+        device: Optional[str] = None,
+    ):
+        super().__init__()
+        self.moe_num_experts = moe_num_experts
+        self.moe_top_k = moe_top_k
+        self.moe_normalize_expert_weights = moe_normalize_expert_weights
+        self.moe_jitter_eps = moe_jitter_eps
+        self.layer = nn.Linear(
+            d_model,
+            moe_num_experts,
+            bias=False,
+            device=device,
+        )
+
+    def forward(self, x_TD: torch.Tensor) -> RouterOutput:
+        logits_TE = self._logits(x_TD)
+        scores_TE = logits_TE.softmax(dim=-1)
+        weights_TK, top_experts_TK = scores_TE.topk(self.moe_top_k, dim=-1)
+        if self.moe_normalize_expert_weights:
+            weights_TK = weights_TK / torch.linalg.vector_norm(
+                weights_TK,
+                ord=self.moe_normalize_expert_weights,
+                dim=-1,
+                keepdim=True,
+            )
+        return RouterOutput(
+            scores_TE=scores_TE,
+            expert_weights_TK=weights_TK.to(x_TD.dtype),
+            top_experts_TK=top_experts_TK,
+            logits_TE=logits_TE,
+            tokens_per_expert_E=torch.bincount(
+                top_experts_TK.flatten(),
+                minlength=self.moe_num_experts,
+            ),
+        )
+
+    def _logits(self, x_TD: torch.Tensor) -> torch.Tensor:
+        # Autocast would run the matrix product in bfloat16, where near ties
+        # between experts fall either way.
+        with torch.autocast(x_TD.device.type, enabled=False):
+            x_TD = x_TD.float()
+            if self.training and self.moe_jitter_eps is not None:
+                x_TD = x_TD * torch.empty_like(x_TD).uniform_(
+                    1 - self.moe_jitter_eps,
+                    1 + self.moe_jitter_eps,
+                )
+            return F.linear(x_TD, self.layer.weight.float())

@@ -1,0 +1,231 @@
+"""The model class ``upcycled_mpt``: an MPT whose FFNs are experts."""
+
+import copy
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Iterator, Mapping, MutableMapping, Union
+
+import torch
+from llmfoundry.layers_registry import ffns_with_megablocks
+from llmfoundry.models.mpt.modeling_mpt import (
+    ComposerMPTCausalLM,
+    MPTConfig,
+    MPTForCausalLM,
+    compute_loss_from_logits,
+)
+from llmfoundry.models.utils import init_empty_weights
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.models.ffn import UpcycledDMoE
+from foundry_upcycle.models.losses import load_balancing_loss, router_z_loss
+from foundry_upcycle.models.router import RouterOutput
+
+__all__ = ['MOE_FFN_TYPES', 'ComposerUpcycledMPT', 'UpcycledMPTForCausalLM']
+
+MOE_FFN_TYPES = ('upcycled_dmoe', 'torch_dmoe', 'mb_dmoe')
+
+
+def to_stock_config(config: MPTConfig) -> MPTConfig:
+    """``config`` with ``torch_dmoe`` for ``upcycled_dmoe``.
+
+    Stock Foundry computes the same function from the same parameters with it.
+    What only training uses (the auxiliary losses) is dropped.
+    """
+    config = copy.deepcopy(config)
+    ffn = config.ffn_config
+    config.ffn_config = {
+        'ffn_type': 'torch_dmoe',
+        'fc_type': ffn['fc_type'],
+        'ffn_hidden_size': ffn.get('ffn_hidden_size'),
+        'ffn_act_fn': ffn.get('ffn_act_fn'),
+        'mlp_type': ffn.get('mlp_type', 'glu'),
+        'moe_num_experts': ffn.get('moe_num_experts', 8),
+        'moe_top_k': ffn.get('moe_top_k', 2),
+        'moe_normalize_expert_weights': ffn.get(
+            'moe_normalize_expert_weights',
+            1,
+        ),
+        'moe_jitter_eps': ffn.get('moe_jitter_eps'),
+        'uniform_expert_assignment': False,
+    }
+    return config
+
+
+class UpcycledMPTForCausalLM(MPTForCausalLM):
+    """Stock MPT that saves itself so that stock Foundry can load it."""
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Saves a Hugging Face folder that needs no plugin to load.
+
+        Foundry's ``hf_checkpointer`` ends here.
+        """
+        if self.config.ffn_config['ffn_type'] != 'upcycled_dmoe':
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        with init_empty_weights():
+            stock = MPTForCausalLM(to_stock_config(self.config))
+        stock.load_state_dict(self.state_dict(), assign=True)
+        stock.generation_config = self.generation_config
+        stock.save_pretrained(save_directory, **kwargs)
+
+
+class ComposerUpcycledMPT(ComposerMPTCausalLM):
+    """Foundry's MPT Composer model with a mixture of experts in each block.
+
+    Takes the arguments of ``mpt_causal_lm``. ``ffn_config.ffn_type`` is
+    ``upcycled_dmoe``, or, for the same parameters computed by others,
+    ``mb_dmoe`` (MegaBlocks) or ``torch_dmoe`` (Foundry; no auxiliary loss).
+
+    ``loss`` returns a dict: ``total`` (what is minimised), ``loss`` (cross
+    entropy), ``lbl`` (load-balancing loss, already weighted) and, where its
+    weight is not 0, ``zloss``.
+
+    Raises:
+        ConfigError: ``ffn_type`` is none of the above, or ``no_bias`` is not
+            set: experts hold no biases.
+    """
+
+    def __init__(self, **kwargs: Any):
+        _check_model_config(kwargs)
+        super().__init__(**kwargs)
+        self.moe_layers: list[UpcycledDMoE] = [
+            m for m in self.modules() if isinstance(m, UpcycledDMoE)
+        ]
+        self._routings: list[RouterOutput] = []
+        self._has_weights = False
+        self.register_load_state_dict_post_hook(
+            lambda module, _: module.mark_weights_loaded(),
+        )
+
+    @property
+    def model_class(self) -> type[MPTForCausalLM]:
+        return UpcycledMPTForCausalLM
+
+    def forward(self, batch: MutableMapping) -> CausalLMOutputWithPast:
+        if not self.training:
+            return super().forward(batch)
+        self._has_weights = True
+        with self._recorded_routing():
+            return super().forward(batch)
+
+    @contextmanager
+    def _recorded_routing(self) -> Iterator[None]:
+        self._routings = []
+        for layer in self.moe_layers:
+            layer.routing_sink = self._routings
+        try:
+            yield
+        finally:
+            for layer in self.moe_layers:
+                layer.routing_sink = None
+
+    def loss(
+        self,
+        outputs: CausalLMOutputWithPast,
+        batch: Mapping,
+    ) -> Union[dict[str, torch.Tensor], torch.Tensor]:
+        if not self._routings:
+            return super().loss(outputs, batch)
+        routings, self._routings = self._routings, []
+        _check_differentiable(routings)
+        ffn_config = self.config.ffn_config
+        losses = {
+            'loss':
+            compute_loss_from_logits(
+                outputs,
+                self.shift_labels,
+                batch['labels'],
+                self.loss_fn,
+            ),
+            'lbl':
+            load_balancing_loss(
+                routings,
+                ffn_config.get('moe_loss_weight', 0.01),
+            ),
+        }
+        zloss_weight = ffn_config.get('moe_zloss_weight', 0.0)
+        if zloss_weight:
+            losses['zloss'] = router_z_loss(routings, zloss_weight)
+        return {'total': torch.stack([*losses.values()]).sum(), **losses}
+
+    def mark_weights_loaded(self) -> None:
+        """Says that the parameters are no longer the random initial ones."""
+        self._has_weights = True
+
+    def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
+        # Foundry's `eval` refuses to run without load_path, but knows only
+        # the name `mpt_causal_lm`.
+        if not self._has_weights:
+            raise ConfigError(
+                'load_path',
+                None,
+                'upcycled_mpt would be evaluated with random weights: nothing '
+                'was loaded, upcycled or trained.',
+                'set load_path to a checkpoint of this model, or add the '
+                'callback sparse_upcycling.',
+            )
+        return super().eval_forward(batch, outputs)
+
+    @cached_property
+    def n_active_params(self) -> int:
+        """Parameters one token uses; the input embedding excluded if untied.
+
+        Foundry's own count takes every expert as active unless MegaBlocks
+        built it.
+        """
+        n_params = super().n_active_params
+        ffn_config = self.config.ffn_config
+        if ffn_config['ffn_type'] == 'mb_dmoe':
+            return n_params
+        n_expert_params = sum(
+            p.numel()
+            for name, p in self.named_parameters()
+            if '.ffn.experts.' in name
+        )
+        E = ffn_config.get('moe_num_experts', 8)
+        K = ffn_config.get('moe_top_k', 2)
+        return n_params - n_expert_params * (E - K) // E
+
+
+def _check_model_config(config: Mapping[str, Any]) -> None:
+    ffn_type = (config.get('ffn_config') or {}).get('ffn_type', 'mptmlp')
+    if ffn_type not in MOE_FFN_TYPES:
+        raise ConfigError(
+            'model.ffn_config.ffn_type',
+            ffn_type,
+            'upcycled_mpt is a mixture of experts.',
+            f'set it to one of {MOE_FFN_TYPES}, or model.name to '
+            'mpt_causal_lm for a dense model.',
+        )
+    if ffn_type == 'mb_dmoe' and ffn_type not in ffns_with_megablocks:
+        raise ConfigError(
+            'model.ffn_config.ffn_type',
+            ffn_type,
+            'MegaBlocks is not installed.',
+            "pip install 'foundry_upcycle[megablocks]' (it needs CUDA), or "
+            'use upcycled_dmoe.',
+        )
+    if not config.get('no_bias', False):
+        raise ConfigError(
+            'model.no_bias',
+            config.get('no_bias', False),
+            'experts hold no biases, so a dense model with gate and up biases '
+            'cannot be upcycled exactly.',
+            'set no_bias: true (attention_bias: true keeps the biases of the '
+            'QKV projections) and start from a dense model trained so.',
+        )
+
+
+def _check_differentiable(routings: list[RouterOutput]) -> None:
+    # Reentrant checkpointing runs the first forward without autograd, which
+    # would leave the auxiliary losses without a gradient, silently.
+    router_is_trained = torch.is_grad_enabled()
+    if router_is_trained and not routings[0].scores_TE.requires_grad:
+        raise ConfigError(
+            'fsdp_config.activation_checkpointing_reentrant',
+            True,
+            'the load-balancing loss gets no gradient through reentrant '
+            'activation checkpointing.',
+            'set it to false.',
+        )

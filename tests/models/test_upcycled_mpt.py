@@ -1,0 +1,245 @@
+import pytest
+import tiny
+import torch
+from composer.loggers import InMemoryLogger
+from llmfoundry.models.mpt import MPTForCausalLM
+from llmfoundry.utils.builders import build_composer_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.models.losses import load_balancing_loss
+
+
+@pytest.mark.parametrize('ffn_type', ['upcycled_dmoe', 'torch_dmoe'])
+def test_counts_parameters_and_flops(ffn_type: str):
+    ffn = {'ffn_type': ffn_type}
+    if ffn_type == 'torch_dmoe':
+        ffn.update(
+            mlp_type='glu',
+            moe_jitter_eps=None,
+            moe_normalize_expert_weights=1,
+            uniform_expert_assignment=False,
+        )
+    model = tiny.build_moe(ffn)
+    D, F, L, V, S = 64, 96, 3, 128, 32
+    # q 64, k and v 2 heads of 16 each; output projection; two norms.
+    attention = D * (64 + 2 * 32) + D * D + 2 * D
+    router, expert = 8 * D, 3 * D * F
+    shared = 2 * V * D + D + L * (attention + router)
+    assert model.n_total_params == shared + L * 8 * expert
+    # Untied: the input embedding does no multiplication.
+    active = shared - V * D + L * 2 * expert
+    assert model.n_active_params == active
+    batch = tiny.make_batch(size=2)
+    assert model.flops_per_batch(batch) == 2 * S * (6 * active + 12 * L * D * S)
+
+
+def test_loss_is_cross_entropy_plus_weighted_auxiliary_losses():
+    model = tiny.build_moe({'moe_loss_weight': 0.5, 'moe_zloss_weight': 0.1})
+    model.train()
+    batch = tiny.make_batch()
+    outputs = model(batch)
+    losses = model.loss(outputs, batch)
+    logits = outputs.logits[:, :-1].reshape(-1, tiny.VOCAB)
+    cross_entropy = torch.nn.functional.cross_entropy(
+        logits,
+        batch['labels'][:, 1:].reshape(-1),
+    )
+    torch.testing.assert_close(losses['loss'], cross_entropy)
+    assert losses['lbl'] >= 0.5 * 0.9  # Balance gives 0.5, collapse 4.
+    torch.testing.assert_close(
+        losses['total'],
+        losses['loss'] + losses['lbl'] + losses['zloss'],
+    )
+    losses['total'].backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_auxiliary_loss_is_that_of_the_last_forward():
+    # A microbatch balances its own tokens: nothing is left from another one,
+    # nor from a forward without a loss.
+    model = tiny.build_moe()
+    model.train()
+    first, second = tiny.make_batch(1), tiny.make_batch(2)
+    alone = model.loss(model(second), second)
+    model(first)
+    after = model.loss(model(second), second)
+    assert torch.equal(alone['lbl'], after['lbl'])
+
+
+def test_evaluation_has_no_auxiliary_loss():
+    model = tiny.build_moe()
+    model.eval()
+    batch = tiny.make_batch()
+    assert isinstance(model.loss(model(batch), batch), torch.Tensor)
+
+
+def losses_and_gradients(model) -> tuple[dict, dict]:
+    model.train()
+    batch = tiny.make_batch()
+    losses = model.loss(model(batch), batch)
+    losses['total'].backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    return losses, gradients
+
+
+def checkpointed(model, implementation: CheckpointImpl):
+    apply_activation_checkpointing(
+        model,
+        checkpoint_wrapper_fn=lambda m: checkpoint_wrapper(m, implementation),
+        check_fn=model.model.activation_checkpointing_fn,
+    )
+    return model
+
+
+def test_activation_checkpointing_changes_nothing():
+    plain = losses_and_gradients(tiny.build_moe())
+    again = losses_and_gradients(
+        checkpointed(tiny.build_moe(), CheckpointImpl.NO_REENTRANT),
+    )
+    assert plain[0].keys() == again[0].keys()
+    for name, loss in plain[0].items():
+        assert torch.equal(loss, again[0][name])
+    for a, b in zip(plain[1].values(), again[1].values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_reentrant_checkpointing_is_refused():
+    model = checkpointed(tiny.build_moe(), CheckpointImpl.REENTRANT)
+    with pytest.raises(
+            ConfigError,
+            match=
+            'activation_checkpointing_reentrant=True: .*Fix: set it to false',
+    ):
+        losses_and_gradients(model)
+
+
+def test_trainer_logs_each_loss_per_microbatch_average():
+    log = InMemoryLogger()
+    model = tiny.build_moe()
+    samples = tiny.make_samples(8)
+    before = tiny.build_moe()  # The same weights.
+    trainer = tiny.make_trainer(
+        model,
+        samples,
+        batch_size=8,
+        duration='1ba',
+        device_train_microbatch_size=4,
+        loggers=[log],
+    )
+    trainer.fit()
+    trainer.close()
+    expected = []
+    for start in (0, 4):
+        batch = {
+            k: torch.stack([s[k]
+                            for s in samples[start:start + 4]])
+            for k in samples[0]
+        }
+        before.train()
+        expected.append(before.loss(before(batch), batch))
+    for name in ('total', 'loss', 'lbl'):
+        logged = log.data[f'loss/train/{name}'][0][1]
+        mean = sum(e[name] for e in expected) / 2
+        torch.testing.assert_close(torch.tensor(float(logged)), mean.detach())
+
+
+def test_evaluation_of_random_weights_is_refused():
+    model = tiny.build_moe()
+    model.eval()
+    batch = tiny.make_batch()
+    with pytest.raises(ConfigError, match='load_path=None: .*random weights'):
+        model.eval_forward(batch)
+    model.load_state_dict(model.state_dict())
+    assert model.eval_forward(batch).shape[-1] == tiny.VOCAB
+
+
+def test_top_k_may_change_between_training_and_evaluation():
+    trained = tiny.build_moe({'moe_top_k': 2})
+    wider = tiny.build_moe({'moe_top_k': 4}, seed=5)
+    wider.load_state_dict(trained.state_dict(), strict=True)
+    assert wider.moe_layers[0].router.moe_top_k == 4
+    assert wider.n_total_params == trained.n_total_params
+    assert wider.n_active_params > trained.n_active_params
+
+
+def test_saved_hugging_face_folder_needs_no_plugin(tmp_path):
+    model = tiny.build_moe()
+    model.eval()
+    model.model.save_pretrained(tmp_path)
+    stock = MPTForCausalLM.from_pretrained(tmp_path)
+    stock.eval()
+    assert stock.config.ffn_config['ffn_type'] == 'torch_dmoe'
+    batch = tiny.make_batch()
+    torch.testing.assert_close(
+        stock(batch['input_ids']).logits,
+        model(batch).logits,
+        atol=1e-5,
+        rtol=0,
+    )
+    # The model itself is as it was.
+    assert model.config.ffn_config['ffn_type'] == 'upcycled_dmoe'
+
+
+def test_meta_initialisation_reaches_every_parameter():
+    meta = build_composer_model(
+        'upcycled_mpt',
+        tiny.moe_config(init_device='meta'),
+        tokenizer=None,
+    )
+    assert all(p.is_meta for p in meta.parameters())
+    meta.to_empty(device='cpu')
+    with torch.no_grad():
+        for parameter in meta.parameters():
+            parameter.fill_(torch.nan)
+    meta.apply(meta.model.param_init_fn)
+    assert all(p.isfinite().all() for p in meta.parameters())
+    reference = dict(tiny.build_moe().named_parameters())
+    for name, parameter in meta.named_parameters():
+        # Foundry leaves lm_head at torch's default where it is not on meta.
+        if parameter.ndim == 2 and 'lm_head' not in name:
+            ratio = parameter.std() / reference[name].std()
+            assert 0.9 < ratio < 1.1, name
+
+
+@pytest.mark.parametrize(
+    'config,message',
+    [
+        (
+            tiny.dense_config(),
+            "model.ffn_config.ffn_type='mptglu': .*upcycled_dmoe",
+        ),
+        (
+            tiny.moe_config({'ffn_type': 'mb_dmoe'}),
+            "ffn_type='mb_dmoe': MegaBlocks is not installed",
+        ),
+        (
+            tiny.moe_config(no_bias=False),
+            'model.no_bias=False: .*gate and up biases.*set no_bias: true',
+        ),
+    ],
+)
+def test_unusable_model_settings_are_refused(config: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        build_composer_model('upcycled_mpt', config, tokenizer=None)
+
+
+def test_qkv_biases_stay():
+    model = tiny.build_moe(attention_bias=True)
+    assert model.model.transformer.blocks[0].attn.Wqkv.bias is not None
+
+
+def test_loss_of_one_layer_matches_the_layer():
+    model = tiny.build_moe(n_layers=1)
+    model.train()
+    seen = []
+    model.moe_layers[0].router.register_forward_hook(
+        lambda module, args, output: seen.append(output),
+    )
+    batch = tiny.make_batch()
+    losses = model.loss(model(batch), batch)
+    assert torch.equal(losses['lbl'], load_balancing_loss(seen, 0.01))
