@@ -1,0 +1,180 @@
+"""The callback ``sparse_upcycling``: a run starts from a dense checkpoint."""
+
+import logging
+import resource
+import time
+import warnings
+from typing import Any, Mapping, Optional
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
+from tqdm import tqdm
+
+from foundry_upcycle.checkpoints.exactness import check_same_function
+from foundry_upcycle.checkpoints.names import clean_name
+from foundry_upcycle.checkpoints.plan import Plan, make_plan
+from foundry_upcycle.checkpoints.reader import CheckpointReader, open_checkpoint
+from foundry_upcycle.checkpoints.remote import local_checkpoint
+from foundry_upcycle.checkpoints.sync import raise_together
+from foundry_upcycle.checkpoints.writer import ParameterWriter
+from foundry_upcycle.config import UpcyclingConfig
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.models.upcycled_mpt import ComposerUpcycledMPT
+from foundry_upcycle.recipes import get_recipe
+
+__all__ = ['SparseUpcycling']
+
+log = logging.getLogger(__name__)
+
+
+class SparseUpcycling(Callback):
+    """Fills the model from a dense checkpoint, once, while the run starts.
+
+    It acts when Composer has wrapped the model and looked for a checkpoint to
+    resume (``Event.AFTER_LOAD``): parameters are final, the optimizer state
+    is empty and stays so. On any number of ranks each fills only what it
+    holds. A run that resumes loads its own checkpoint, in which this callback
+    has recorded that the conversion is done.
+
+    Args:
+        source_path: See ``UpcyclingConfig``, as the others.
+        recipe: Default ``{name: copy}``.
+        router_init_std: Default 0.02.
+        seed: Default 17.
+
+    Raises:
+        ConfigError: A setting can't be used, or ``load_path`` is set as well.
+        CheckpointError: The source is missing, damaged, or does not fit the
+            model. Nothing has been trained or saved then.
+    """
+
+    def __init__(
+        self,
+        source_path: str,
+        recipe: Optional[Mapping[str, Any]] = None,
+        router_init_std: float = 0.02,
+        seed: int = 17,
+    ):
+        self.config = UpcyclingConfig(
+            source_path=source_path,
+            recipe={'name': 'copy'} if recipe is None else recipe,
+            router_init_std=router_init_std,
+            seed=seed,
+        )
+        self.recipe = get_recipe(self.config.recipe)
+        self.done = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'source_path': self.config.source_path, 'done': self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state['done']
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        del logger
+        if self.done:
+            log.info('Resumed from %s: upcycled already.', state.load_path)
+            return
+        _check_run(state)
+        _warn_if_inexact(state.model.config.ffn_config)
+        started = time.monotonic()
+        with local_checkpoint(self.config.source_path) as path:
+            with raise_together():
+                reader = open_checkpoint(path)
+                check_same_function(reader, state.model.config.to_dict())
+                parameters = {
+                    clean_name(name): parameter
+                    for name, parameter in state.model.named_parameters()
+                }
+                shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+                plan = make_plan(reader, shapes)
+                self._fill(reader, plan, parameters)
+        if isinstance(state.model, ComposerUpcycledMPT):
+            state.model.mark_weights_loaded()
+        self.done = True
+        self._print_summary(reader, shapes, time.monotonic() - started)
+
+    def _fill(
+        self,
+        reader: CheckpointReader,
+        plan: Plan,
+        parameters: Mapping[str, torch.Tensor],
+    ) -> None:
+        writer = ParameterWriter(
+            reader,
+            self.recipe,
+            router_init_std=self.config.router_init_std,
+            seed=self.config.seed,
+        )
+        progress = tqdm(
+            plan,
+            desc='sparse_upcycling',
+            unit='tensor',
+            delay=2,
+            disable=dist.get_global_rank() != 0,
+        )
+        writer.write(progress, parameters)
+
+    def _print_summary(
+        self,
+        reader: CheckpointReader,
+        shapes: Mapping[str, tuple[int, ...]],
+        seconds: float,
+    ) -> None:
+        n_dense = sum(
+            torch.Size(i.shape).numel() for i in reader.tensors.values()
+        )
+        n_moe = sum(torch.Size(shape).numel() for shape in shapes.values())
+        peaks = dist.all_gather_object(_peak_memory_bytes())
+        if dist.get_global_rank() == 0:
+            print(
+                f'sparse_upcycling: {self.config.source_path} '
+                f'({self.config.recipe["name"]}): '
+                f'{n_dense / 1e6:,.1f}M -> {n_moe / 1e6:,.1f}M parameters in '
+                f'{seconds:.1f} s, peak memory {max(peaks) / 2**30:.1f} GiB '
+                f'a rank',
+                flush=True,
+            )
+
+
+def _check_run(state: State) -> None:
+    if state.load_path is not None:
+        raise ConfigError(
+            'load_path',
+            state.load_path,
+            'it was loaded, and it is not a checkpoint of a run that '
+            'sparse_upcycling started; upcycling would overwrite it.',
+            'remove load_path to upcycle source_path, or remove '
+            'sparse_upcycling to go on from load_path.',
+        )
+    if any(isinstance(module, FSDP1) for module in state.model.modules()):
+        raise ConfigError(
+            'FSDP_VERSION',
+            1,
+            'sparse_upcycling fills the parameters of FSDP2 in place; those '
+            'of FSDP1 are flattened together.',
+            'set FSDP_VERSION=2 in the environment (train.py of '
+            'foundry_upcycle does).',
+        )
+
+
+def _warn_if_inexact(ffn_config: Mapping[str, Any]) -> None:
+    default = None if ffn_config['ffn_type'] == 'mb_dmoe' else 1
+    value = ffn_config.get('moe_normalize_expert_weights', default)
+    if value != 1:
+        warnings.warn(
+            f'model.ffn_config.moe_normalize_expert_weights={value!r}: the '
+            'combine weights of a token do not sum to 1, so training does not '
+            'start from the function of the dense model. Fix: set it to 1, '
+            'unless this is meant.',
+            stacklevel=2,
+        )
+
+
+def _peak_memory_bytes() -> int:
+    """High-water mark of this process: on the GPU if it uses one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,88 @@
+"""The one table of names: dense MPT feed-forward weights and expert weights."""
+
+import re
+from typing import NamedTuple, Optional
+
+__all__ = [
+    'EXPERT_WEIGHTS',
+    'ExpertName',
+    'clean_name',
+    'is_moe_name',
+    'is_router_name',
+    'parse_expert_name',
+    'router_layer',
+]
+
+# Expert weight -> (dense projection, stored transposed), by expert MLP type.
+# MPTGLU computes down(act(gate(x)) * up(x)); MPTMLP down(act(up(x))).
+EXPERT_WEIGHTS: dict[str, dict[str, tuple[str, bool]]] = {
+    'glu': {
+        'w1': ('gate_proj', False),
+        'v1': ('up_proj', False),
+        'w2': ('down_proj', True),
+    },
+    'mlp': {
+        'w1': ('up_proj', False),
+        'w2': ('down_proj', True),
+    },
+}
+
+_EXPERT = re.compile(r'(.*\.blocks\.(\d+)\.ffn)\.experts\.mlp\.(w1|v1|w2)')
+_ROUTER = re.compile(r'.*\.blocks\.(\d+)\.ffn\.router\.layer\.weight')
+
+# Wrappers that put themselves into parameter names.
+_WRAPPERS = ('_checkpoint_wrapped_module.', '_orig_mod.')
+
+
+class ExpertName(NamedTuple):
+    """A parsed expert weight name.
+
+    Attributes:
+        ffn: Name of the feed-forward layer, up to and with ``ffn``.
+        layer: Block index.
+        weight: ``w1``, ``v1`` or ``w2``.
+    """
+    ffn: str
+    layer: int
+    weight: str
+
+    @property
+    def router_name(self) -> str:
+        """Name of the weight that routes to it."""
+        return f'{self.ffn}.router.layer.weight'
+
+    def dense_name(self, mlp_type: str) -> str:
+        """Name of the dense weight it comes from."""
+        projection, _ = EXPERT_WEIGHTS[mlp_type][self.weight]
+        return f'{self.ffn}.{projection}.weight'
+
+
+def parse_expert_name(name: str) -> Optional[ExpertName]:
+    """Parses the name of an expert weight; None for any other name."""
+    match = _EXPERT.fullmatch(name)
+    return ExpertName(match[1], int(match[2]), match[3]) if match else None
+
+
+def router_layer(name: str) -> int:
+    """Block index of a router weight's name."""
+    match = _ROUTER.fullmatch(name)
+    if match is None:
+        raise ValueError(f'{name} is not the name of a router weight')
+    return int(match[1])
+
+
+def is_router_name(name: str) -> bool:
+    """Whether ``name`` is a router's weight."""
+    return _ROUTER.fullmatch(name) is not None
+
+
+def is_moe_name(name: str) -> bool:
+    """Whether only a mixture of experts has a tensor of this name."""
+    return parse_expert_name(name) is not None or is_router_name(name)
+
+
+def clean_name(name: str) -> str:
+    """``name`` without what DDP and checkpoint wrappers add to it."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, '')
+    return name.removeprefix('module.')

@@ -1,0 +1,194 @@
+"""From two lists of tensors to what must be done, or why it can't be.
+
+A plan is total on both sides: every target tensor is written once, every
+source tensor is used, and all shapes agree before a byte is written.
+"""
+
+from dataclasses import dataclass
+from typing import Mapping, Optional
+
+from foundry_upcycle.checkpoints.names import (
+    EXPERT_WEIGHTS,
+    is_moe_name,
+    is_router_name,
+    parse_expert_name,
+    router_layer,
+)
+from foundry_upcycle.checkpoints.reader import CheckpointReader, TensorInfo
+from foundry_upcycle.errors import CheckpointError
+
+__all__ = ['CarriedTensor', 'ExpertTensor', 'Plan', 'RouterTensor', 'make_plan']
+
+_Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class CarriedTensor:
+    """A tensor carried over unchanged; it has one name on both sides."""
+    target: str
+
+
+@dataclass(frozen=True)
+class ExpertTensor:
+    """A stack of experts' weights, made from one dense weight.
+
+    Attributes:
+        target: Name of the (E * F, D) weight.
+        source: Name of the dense weight.
+        transpose: Whether the source is stored as (D, F).
+        layer: Block index.
+        weight: ``w1``, ``v1`` or ``w2``.
+        ffn_hidden_size: Rows F of one expert.
+    """
+    target: str
+    source: str
+    transpose: bool
+    layer: int
+    weight: str
+    ffn_hidden_size: int
+
+
+@dataclass(frozen=True)
+class RouterTensor:
+    """A router's weight, (E, D), which no dense model has."""
+    target: str
+    layer: int
+
+
+Plan = list[CarriedTensor | ExpertTensor | RouterTensor]
+
+
+def make_plan(reader: CheckpointReader, targets: _Shapes) -> Plan:
+    """Maps every target tensor to where it comes from.
+
+    Args:
+        reader: The dense checkpoint.
+        targets: Full shapes of the model's parameters by name.
+
+    Raises:
+        CheckpointError: The source is not a dense model of which the target
+            is an upcycled one; the message names the tensor.
+    """
+    _check_kinds(reader, targets)
+    mlp_type = 'glu' if any(n.endswith('.mlp.v1') for n in targets) else 'mlp'
+    plan = [_plan_tensor(reader, name, targets, mlp_type) for name in targets]
+    used = {_source_name(item) for item in plan}
+    unused = sorted(set(reader.tensors) - used)
+    if unused:
+        raise CheckpointError(
+            reader.path,
+            f'{_some(unused)} would be lost: the model has no place for it.',
+            'make the model section equal that of the dense run (n_layers, '
+            'tie_word_embeddings, biases, learned_pos_emb), apart from '
+            'ffn_config.',
+        )
+    return plan
+
+
+def _check_kinds(reader: CheckpointReader, targets: _Shapes) -> None:
+    if not any(is_moe_name(name) for name in targets):
+        raise CheckpointError(
+            reader.path,
+            'it is to fill a model without experts.',
+            'set model.name: upcycled_mpt and model.ffn_config.ffn_type: '
+            'upcycled_dmoe.',
+        )
+    experts = [name for name in reader.tensors if is_moe_name(name)]
+    if experts:
+        raise CheckpointError(
+            reader.path,
+            f'it is a mixture of experts already (it holds {experts[0]}).',
+            'set source_path to a dense checkpoint; to go on training this '
+            'one, remove sparse_upcycling and set load_path.',
+        )
+    biases = [n for n in reader.tensors if '.ffn.' in n and n.endswith('.bias')]
+    if biases:
+        raise CheckpointError(
+            reader.path,
+            f'experts hold no biases, and it has {_some(biases)}.',
+            'train the dense model with no_bias: true.',
+        )
+    for name, info in reader.tensors.items():
+        if not info.dtype.is_floating_point:
+            raise CheckpointError(
+                reader.path,
+                f'{name} has dtype {info.dtype}.',
+                'start from a checkpoint with floating-point weights.',
+            )
+
+
+def _plan_tensor(
+    reader: CheckpointReader,
+    target: str,
+    targets: _Shapes,
+    mlp_type: str,
+) -> CarriedTensor | ExpertTensor | RouterTensor:
+    shape = targets[target]
+    if is_router_name(target):
+        return RouterTensor(target, router_layer(target))
+    expert = parse_expert_name(target)
+    if expert is None:
+        _check_shape(reader, target, shape)
+        return CarriedTensor(target)
+    source = expert.dense_name(mlp_type)
+    _, transpose = EXPERT_WEIGHTS[mlp_type][expert.weight]
+    hidden = _dense_shape(reader, source)[1 if transpose else 0]
+    _check_shape(
+        reader,
+        source,
+        (shape[1], hidden) if transpose else (hidden, shape[1]),
+    )
+    n_experts = targets[expert.router_name][0]
+    if shape[0] != n_experts * hidden:
+        raise CheckpointError(
+            reader.path,
+            f'{source} has {hidden} hidden channels; {n_experts} experts of '
+            f'that size need {n_experts * hidden} rows in {target}, which has '
+            f'{shape[0]}.',
+            f'set model.ffn_config.ffn_hidden_size: {hidden}.',
+        )
+    return ExpertTensor(
+        target,
+        source,
+        transpose,
+        expert.layer,
+        expert.weight,
+        hidden,
+    )
+
+
+def _dense_shape(reader: CheckpointReader, name: str) -> tuple[int, ...]:
+    info: Optional[TensorInfo] = reader.tensors.get(name)
+    if info is None:
+        raise CheckpointError(
+            reader.path,
+            f'it has no {name}.',
+            'make the model section equal that of the dense run apart from '
+            'ffn_config; model.ffn_config.mlp_type is glu for a dense mptglu '
+            'and mlp for a dense mptmlp.',
+        )
+    return info.shape
+
+
+def _check_shape(
+    reader: CheckpointReader,
+    name: str,
+    shape: tuple[int, ...],
+) -> None:
+    found = _dense_shape(reader, name)
+    if found != tuple(shape):
+        raise CheckpointError(
+            reader.path,
+            f'{name} has shape {found}, the model needs {tuple(shape)}.',
+            'make the model section (d_model, n_heads, vocab_size, '
+            'ffn_hidden_size, ...) equal that of the dense run.',
+        )
+
+
+def _source_name(item: CarriedTensor | ExpertTensor | RouterTensor) -> str:
+    return item.source if isinstance(item, ExpertTensor) else item.target
+
+
+def _some(names: list[str]) -> str:
+    more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+    return f'{names[0]}{more}'

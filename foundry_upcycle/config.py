@@ -1,0 +1,52 @@
+"""What a user may set, validated; imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+from foundry_upcycle.errors import ConfigError
+
+__all__ = ['UpcyclingConfig']
+
+
+@dataclass(frozen=True)
+class UpcyclingConfig:
+    """How a dense checkpoint becomes a mixture of experts.
+
+    Attributes:
+        source_path: The dense checkpoint: a Composer ``.pt`` file or sharded
+            (DCP) folder, local or any URI that Composer's ``load_path``
+            takes. ``{rank}`` is replaced by 0, as Composer does.
+        recipe: ``name`` of a recipe and its settings.
+        router_init_std: Standard deviation of the routers' initial weights.
+        seed: Seeds whatever is drawn; the result does not depend on the
+            number of ranks.
+    """
+    source_path: str
+    recipe: Mapping[str, Any] = field(default_factory=lambda: {'name': 'copy'})
+    router_init_std: float = 0.02
+    seed: int = 17
+
+    def __post_init__(self) -> None:
+        prefix = 'callbacks.sparse_upcycling'
+        if not isinstance(self.source_path, str) or not self.source_path:
+            raise ConfigError(
+                f'{prefix}.source_path',
+                self.source_path,
+                'it names no checkpoint.',
+                'set it to a dense Composer checkpoint: a .pt file, a sharded '
+                'folder, or the URI of one.',
+            )
+        if not isinstance(self.recipe, Mapping) or 'name' not in self.recipe:
+            raise ConfigError(
+                f'{prefix}.recipe',
+                self.recipe,
+                'it has no name.',
+                'write recipe: {name: copy}.',
+            )
+        if not self.router_init_std > 0:
+            raise ConfigError(
+                f'{prefix}.router_init_std',
+                self.router_init_std,
+                'a router of zeros sends every token to the same experts.',
+                'set it above 0; 0.02 is the usual value.',
+            )

@@ -1,0 +1,245 @@
+"""The callback in Composer's real trainer, on one rank."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from composer.loggers import InMemoryLogger
+from llmfoundry.callbacks import HuggingFaceCheckpointer
+from llmfoundry.models.mpt import MPTForCausalLM
+from llmfoundry.utils.builders import build_callback
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
+
+from foundry_upcycle.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    return tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+
+
+def make_trainer(source: str, *callbacks: Any, moe: Any = None, **kwargs: Any):
+    callback = build_callback('sparse_upcycling', {'source_path': source})
+    return tiny.make_trainer(
+        tiny.build_moe() if moe is None else moe,
+        callbacks=[callback, *callbacks],
+        **kwargs,
+    )
+
+
+def test_step_0_is_the_dense_model(source: str, capsys):
+    trainer = make_trainer(source)
+    dense, moe = tiny.build_dense(), trainer.state.model
+    batch = tiny.make_batch(size=4)
+    with torch.no_grad():
+        expected = dense.eval()(batch).logits
+        found = moe.eval()(batch).logits
+    assert (found - expected).abs().max() <= 1e-5
+    assert expected.abs().max() > 0.5  # The comparison means something.
+    summary = capsys.readouterr().out
+    assert f'sparse_upcycling: {source} (copy): 0.1M -> 0.5M param' in summary
+    assert ' GiB a rank' in summary
+
+
+@pytest.mark.parametrize('mlp_type', ['glu', 'mlp'])
+@pytest.mark.parametrize('K', [1, 3, 8])
+def test_step_0_is_exact_for_every_top_k(tmp_path, K: int, mlp_type: str):
+    ffn = {
+        'ffn_type': f'mpt{mlp_type}',
+        'ffn_hidden_size': tiny.HIDDEN,
+    }
+    dense = tiny.build_dense(ffn_config=dict(ffn), tie_word_embeddings=True)
+    trainer = make_trainer(
+        tiny.save_dense(dense, tmp_path / 'dense.pt'),
+        moe=tiny.build_moe(
+            {
+                'moe_top_k': K,
+                'mlp_type': mlp_type,
+                'ffn_act_fn': None,
+            },
+            tie_word_embeddings=True,
+        ),
+    )
+    batch = tiny.make_batch()
+    with torch.no_grad():
+        expected = dense.eval()(batch).logits
+        found = trainer.state.model.eval()(batch).logits
+    assert (found - expected).abs().max() <= 1e-5
+
+
+def test_torch_dmoe_is_filled_as_well(source: str):
+    ffn = {
+        'ffn_type': 'torch_dmoe',
+        'mlp_type': 'glu',
+        'moe_jitter_eps': None,
+        'moe_normalize_expert_weights': 1,
+        'uniform_expert_assignment': False,
+    }
+    trainer = make_trainer(source, moe=tiny.build_moe(ffn))
+    batch = tiny.make_batch()
+    with torch.no_grad():
+        expected = tiny.build_dense().eval()(batch).logits
+        found = trainer.state.model.eval()(batch).logits
+    assert (found - expected).abs().max() <= 1e-5
+    trainer.fit(duration='1ba')
+
+
+def test_optimizer_starts_fresh(source: str):
+    trainer = make_trainer(source)
+    assert not trainer.state.optimizers[0].state
+
+
+def test_another_activation_is_refused(tmp_path):
+    trainer = tiny.make_trainer(
+        tiny.build_dense(),
+        duration='1ba',
+        save_folder=str(tmp_path),
+        save_filename='dense.pt',
+    )
+    trainer.fit()
+    trainer.close()
+    with pytest.raises(ConfigError, match="ffn_act_fn.name='relu': .*'silu'"):
+        make_trainer(
+            str(tmp_path / 'dense.pt'),
+            moe=tiny.build_moe({'ffn_act_fn': {
+                'name': 'relu',
+            }}),
+        )
+
+
+def test_unnormalised_combine_weights_are_warned_of(source: str):
+    with pytest.warns(UserWarning, match='normalize_expert_weights=None: '):
+        make_trainer(
+            source,
+            moe=tiny.build_moe({'moe_normalize_expert_weights': None}),
+        )
+
+
+def run(source: str, folder: Path, stop: str | None = None) -> tuple:
+    """Trains to batch 4, or to ``stop``; resumes what is in ``folder``."""
+    log = InMemoryLogger()
+    trainer = make_trainer(
+        source,
+        loggers=[log],
+        run_name='run',
+        save_folder=str(folder),
+        save_interval='1ba',
+        autoresume=True,
+    )
+    trainer.fit(duration=stop)
+    trainer.close()
+    return tiny.full_state(trainer.state.model), tiny.losses(log)
+
+
+def test_resumed_equals_uninterrupted_and_converts_once(source, tmp_path):
+    weights, losses = run(source, tmp_path / 'whole')
+    run(source, tmp_path / 'parts', stop='2ba')
+    Path(source).unlink()  # Whoever converts again must fail.
+    resumed_weights, resumed_losses = run(source, tmp_path / 'parts')
+    assert weights.keys() == resumed_weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, resumed_weights[name]), name
+    for name, values in losses.items():
+        assert values[2:] == resumed_losses[name]
+
+
+def test_load_path_as_well_is_refused(source: str):
+    with pytest.raises(
+            ConfigError,
+            match=r'load_path=.*dense.pt.*Fix: remove load_path',
+    ):
+        make_trainer(
+            source,
+            load_path=source,
+            load_weights_only=True,
+            load_strict_model_weights=False,
+        )
+
+
+def test_nothing_is_saved_when_the_source_is_bad(tmp_path):
+    folder = tmp_path / 'run'
+    with pytest.raises(CheckpointError, match='no such file'):
+        make_trainer(
+            str(tmp_path / 'absent.pt'),
+            run_name='run',
+            save_folder=str(folder),
+        )
+    assert not list(folder.rglob('*.pt'))
+
+
+def test_a_mixture_as_source_is_refused(tmp_path):
+    source = tiny.save_dense(tiny.build_moe(), tmp_path / 'moe.pt')
+    with pytest.raises(CheckpointError, match='mixture of experts already'):
+        make_trainer(source)
+
+
+def test_fsdp1_is_refused(source: str):
+    trainer = make_trainer(source)
+    callback = build_callback('sparse_upcycling', {'source_path': source})
+    # Composer's FSDP1 needs a GPU to start, so only its class is here.
+    wrapped = FSDP1.__new__(FSDP1)
+    torch.nn.Module.__init__(wrapped)
+    trainer.state.model.add_module('wrapped', wrapped)
+    with pytest.raises(ConfigError, match='FSDP_VERSION=1: .*FSDP_VERSION=2'):
+        callback.after_load(trainer.state, trainer.logger)
+
+
+@pytest.mark.parametrize(
+    'settings,message',
+    [
+        ({
+            'source_path': '',
+        }, "source_path='': it names no checkpoint"),
+        (
+            {
+                'recipe': 'copy',
+            },
+            "recipe='copy': it has no name.*{name: copy}",
+        ),
+        (
+            {
+                'recipe': {
+                    'name': 'clone',
+                },
+            },
+            r"recipe.name='clone': there is no such recipe.*\['copy'\]",
+        ),
+        (
+            {
+                'recipe': {
+                    'name': 'copy',
+                    'noise': 1,
+                },
+            },
+            'recipe.noise=1: the recipe copy has no such setting',
+        ),
+        ({
+            'router_init_std': 0,
+        }, 'router_init_std=0: .*0.02 is the usual'),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict, message: str):
+    with pytest.raises(
+            ConfigError,
+            match=f'callbacks.sparse_upcycling.{message}',
+    ):
+        build_callback('sparse_upcycling', {'source_path': 'x', **settings})
+
+
+def test_hf_checkpointer_saves_what_stock_foundry_loads(source, tmp_path):
+    checkpointer = HuggingFaceCheckpointer(
+        save_folder=str(tmp_path / 'hf'),
+        save_interval='1dur',
+    )
+    trainer = make_trainer(source, checkpointer, duration='1ba')
+    trainer.fit()
+    folder = tmp_path / 'hf' / 'huggingface' / 'ba1'
+    stock = MPTForCausalLM.from_pretrained(folder).eval()
+    batch = tiny.make_batch()
+    with torch.no_grad():
+        expected = trainer.state.model.eval()(batch).logits
+        found = stock(batch['input_ids']).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert stock.config.ffn_config['ffn_type'] == 'torch_dmoe'

@@ -1,0 +1,181 @@
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.distributed.checkpoint as dcp
+
+from foundry_upcycle.checkpoints.reader import open_checkpoint
+from foundry_upcycle.errors import CheckpointError
+
+
+class Exploit:
+    """A pickle that leaves a file when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path), )
+
+
+@pytest.fixture(scope='module')
+def weights() -> dict[str, torch.Tensor]:
+    return dict(tiny.build_dense().state_dict())
+
+
+@pytest.fixture
+def monolithic(weights, tmp_path) -> str:
+    path = tmp_path / 'dense.pt'
+    torch.save({'state': {'model': weights}}, path)
+    return str(path)
+
+
+@pytest.fixture
+def sharded(weights, tmp_path) -> str:
+    path = tmp_path / 'ep0-ba1'
+    dcp.save({'state': {'model': weights}}, checkpoint_id=path)
+    return str(path)
+
+
+@pytest.mark.parametrize('kind', ['monolithic', 'sharded'])
+def test_reads_tensors_by_name_and_slice(kind: str, weights, request):
+    reader = open_checkpoint(request.getfixturevalue(kind))
+    assert reader.tensors.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert reader.tensors[name] == (tuple(tensor.shape), tensor.dtype)
+        for dim in range(tensor.ndim):
+            n = tensor.shape[dim]
+            for start, stop in ((0, n), (n // 3, n // 2), (n - 1, n)):
+                assert torch.equal(
+                    reader.read(name, dim, start, stop),
+                    tensor.narrow(dim, start, stop - start),
+                )
+
+
+def test_full_composer_checkpoint_is_read_without_its_pickles(tmp_path):
+    trainer = tiny.make_trainer(
+        tiny.build_dense(),
+        duration='1ba',
+        save_folder=str(tmp_path),
+        save_filename='dense.pt',
+    )
+    trainer.fit()
+    trainer.close()
+    expected = trainer.state.model.state_dict()
+    reader = open_checkpoint(str(tmp_path / 'dense.pt'))
+    assert reader.tensors.keys() == expected.keys()
+    name = 'model.transformer.blocks.0.ffn.up_proj.weight'
+    assert torch.equal(reader.read(name, 0, 0, 5), expected[name][:5])
+
+
+def test_prefixes_of_wrappers_are_removed(weights, tmp_path):
+    path = tmp_path / 'ddp.pt'
+    wrapped = {f'module.{name}': t for name, t in weights.items()}
+    torch.save({'state': {'model': wrapped}}, path)
+    assert open_checkpoint(str(path)).tensors.keys() == weights.keys()
+
+
+def test_monolithic_pickle_is_not_executed(weights, tmp_path):
+    trace = tmp_path / 'executed'
+    content = {'state': {'model': weights, 'callbacks': Exploit(trace)}}
+    torch.save(content, tmp_path / 'bad.pt')
+    with pytest.raises(
+            CheckpointError,
+            match='only by executing posix.mkdir.*Fix: save .*save_weights_only',
+    ):
+        open_checkpoint(str(tmp_path / 'bad.pt'))
+    assert not trace.exists()
+
+
+def test_sharded_metadata_is_not_executed(sharded, tmp_path):
+    trace = tmp_path / 'executed'
+    Path(sharded, '.metadata').write_bytes(pickle.dumps(Exploit(trace)))
+    with pytest.raises(CheckpointError, match='mkdir is not allowed'):
+        open_checkpoint(sharded)
+    assert not trace.exists()
+
+
+def test_sharded_tensor_bytes_are_not_executed(sharded, tmp_path):
+    # The stored bytes of one tensor are replaced by a pickle of the same
+    # length.
+    trace = tmp_path / 'executed'
+    shard = next(Path(sharded).glob('*.distcp'))
+    payload = pickle.dumps(Exploit(trace))
+    data = shard.read_bytes()
+    shard.write_bytes(payload.ljust(1000, b'.') + data[1000:])
+    reader = open_checkpoint(sharded)
+    failed = 0
+    for name, info in reader.tensors.items():
+        try:
+            reader.read(name, 0, 0, info.shape[0])
+        except CheckpointError as error:
+            assert 'are damaged' in str(error)
+            failed += 1
+    assert failed == 1
+    assert not trace.exists()
+
+
+def test_missing_source(tmp_path):
+    with pytest.raises(CheckpointError, match='no such file or folder.*Fix: '):
+        open_checkpoint(str(tmp_path / 'absent.pt'))
+
+
+@pytest.mark.parametrize('keep', [0, 100, 10_000, -1])
+def test_truncated_file(keep: int, monolithic: str):
+    data = Path(monolithic).read_bytes()
+    Path(monolithic).write_bytes(data[:keep])
+    with pytest.raises(CheckpointError, match='dense.pt: it is truncated'):
+        open_checkpoint(monolithic)
+
+
+def test_file_of_another_tool(tmp_path):
+    torch.save({'weight': torch.zeros(2)}, tmp_path / 'other.pt')
+    with pytest.raises(CheckpointError, match='no state.model'):
+        open_checkpoint(str(tmp_path / 'other.pt'))
+
+
+def test_folder_of_another_tool(tmp_path):
+    dcp.save({'weight': torch.zeros(2)}, checkpoint_id=tmp_path / 'other')
+    with pytest.raises(CheckpointError, match='lists no state.model'):
+        open_checkpoint(str(tmp_path / 'other'))
+
+
+def test_folder_without_metadata(tmp_path):
+    with pytest.raises(CheckpointError, match='no .metadata file.*ep0-ba100'):
+        open_checkpoint(str(tmp_path))
+
+
+def test_missing_shard(sharded: str):
+    next(Path(sharded).glob('*.distcp')).unlink()
+    with pytest.raises(CheckpointError, match='distcp: the shard is missing'):
+        open_checkpoint(sharded)
+
+
+def test_truncated_shard(sharded: str):
+    shard = next(Path(sharded).glob('*.distcp'))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(
+            CheckpointError,
+            match=r'shard is truncated: \d+ bytes, \d+ needed',
+    ):
+        open_checkpoint(sharded)
+
+
+def test_truncated_metadata(sharded: str):
+    file = Path(sharded, '.metadata')
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match='.metadata: it is damaged'):
+        open_checkpoint(sharded)
+
+
+def test_symlink_to_a_folder_is_followed(sharded: str, tmp_path):
+    link = tmp_path / 'latest-rank0.pt'
+    link.symlink_to(sharded)
+    assert open_checkpoint(str(link)).tensors
+    shutil.rmtree(sharded)
+    with pytest.raises(CheckpointError, match='no such file'):
+        open_checkpoint(str(link))

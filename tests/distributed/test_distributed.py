@@ -1,0 +1,172 @@
+"""Two ranks equal one; sharded equals whole; resumed equals uninterrupted."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from composer.loggers import InMemoryLogger
+from llmfoundry.utils.builders import build_callback
+
+from foundry_upcycle.checkpoints.reader import open_checkpoint
+
+WORKER = Path(__file__).with_name('worker.py')
+TESTS = WORKER.parent.parent
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    """What two ranks left behind."""
+    folder = tmp_path_factory.mktemp('two_ranks')
+    tiny.save_dense(tiny.build_dense(), folder / 'dense.pt')
+    bin_folder = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        'FSDP_VERSION': '2',
+        'OMP_NUM_THREADS': '1',
+        'PATH': f'{bin_folder}:{os.environ["PATH"]}',
+        'PYTHONPATH': str(TESTS),
+    }
+    result = subprocess.run(
+        ['composer', '-n', '2', str(WORKER),
+         str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def upcycle_on_one_rank(source: Path, ffn: dict | None = None, **kwargs):
+    callback = build_callback('sparse_upcycling', {'source_path': str(source)})
+    return tiny.make_trainer(
+        tiny.build_moe(ffn),
+        callbacks=[callback],
+        **kwargs,
+    )
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize(
+    'name,source,odd',
+    [
+        ('ddp_from_pt', 'dense.pt', False),
+        ('fsdp_from_pt', 'dense.pt', False),
+        ('fsdp_from_sharded', 'dense/ep0-ba1', False),
+        ('fsdp_odd', 'odd/ep0-ba1', True),
+    ],
+)
+def test_weights_are_bit_for_bit_those_of_one_rank(
+    folder: Path,
+    name: str,
+    source: str,
+    odd: bool,
+):
+    ffn = {'moe_num_experts': 3, 'ffn_hidden_size': 95} if odd else None
+    trainer = upcycle_on_one_rank(folder / source, ffn)
+    expected = tiny.full_state(trainer.state.model)
+    assert_equal(load(folder / f'{name}.state'), expected)
+
+
+def test_sharded_source_holds_the_trained_dense_model(folder: Path):
+    # Guards the test above: both sides there read the same shards.
+    dense = load(folder / 'dense_sharded.state')
+    moe = load(folder / 'fsdp_from_sharded.state')
+    prefix = 'model.transformer.blocks.1.ffn'
+    up = dense[f'{prefix}.up_proj.weight']
+    down = dense[f'{prefix}.down_proj.weight']
+    v1 = moe[f'{prefix}.experts.mlp.v1'].view(8, *up.shape)
+    w2 = moe[f'{prefix}.experts.mlp.w2'].view(8, *down.t().shape)
+    assert torch.equal(v1, up.expand_as(v1))
+    assert torch.equal(w2, down.t().expand_as(w2))
+    untrained = tiny.build_dense().state_dict()[f'{prefix}.up_proj.weight']
+    assert not torch.equal(up, untrained)
+
+
+@pytest.fixture(scope='module')
+def on_one_rank(folder: Path) -> tuple[dict, dict]:
+    """Losses and weights of one rank that sees what the two saw.
+
+    Rank r takes samples r, r + 2, ...; a microbatch takes the place of a
+    rank, because the load-balancing loss is of a rank's or microbatch's own
+    tokens.
+    """
+    samples = tiny.make_samples(16)
+    ordered = []
+    for start in range(0, len(samples), 4):
+        of_batch = samples[start:start + 4]
+        ordered += of_batch[0::2] + of_batch[1::2]
+    log = InMemoryLogger()
+    trainer = upcycle_on_one_rank(
+        folder / 'dense.pt',
+        samples=ordered,
+        batch_size=4,
+        device_train_microbatch_size=2,
+        loggers=[log],
+    )
+    trainer.fit()
+    trainer.close()
+    return tiny.losses(log), tiny.full_state(trainer.state.model)
+
+
+@pytest.mark.parametrize('name', ['ddp', 'fsdp', 'fsdp_checkpointed'])
+def test_training_is_that_of_one_rank(folder: Path, on_one_rank, name: str):
+    losses, weights = on_one_rank
+    found = load(folder / f'{name}.losses')
+    assert found.keys() == losses.keys()
+    for key, values in losses.items():
+        assert len(values) == 4
+        for a, b in zip(values, found[key], strict=True):
+            assert abs(a - b) <= 1e-5, key
+    for key, weight in load(folder / f'{name}.trained').items():
+        key = key.replace('_checkpoint_wrapped_module.', '')
+        torch.testing.assert_close(weight, weights[key], atol=1e-5, rtol=0)
+
+
+def test_resumed_equals_uninterrupted(folder: Path):
+    # The source was gone by then: the resumed run did not convert.
+    uninterrupted = load(folder / 'fsdp.losses')
+    for name, values in load(folder / 'resumed.losses').items():
+        assert values == uninterrupted[name][2:]
+    assert_equal(
+        load(folder / 'resumed.trained'),
+        load(folder / 'fsdp.trained'),
+    )
+
+
+def test_sharded_source_carries_its_config(folder: Path):
+    reader = open_checkpoint(str(folder / 'dense' / 'ep0-ba1'))
+    assert reader.model_config['attn_config.kv_n_heads'] == 2
+    assert reader.model_config['ffn_config.ffn_act_fn.name'] == 'silu'
+
+
+def test_moe_sharded_on_two_ranks_loads_on_one(folder: Path):
+    reader = open_checkpoint(str(folder / 'run' / 'ep0-ba4'))
+    for name, tensor in load(folder / 'resumed.trained').items():
+        assert torch.equal(reader.read(name, 0, 0, tensor.shape[0]), tensor)
+
+
+def test_an_error_on_one_rank_stops_both(folder: Path):
+    assert 'absent.pt: there is no such file' in (folder /
+                                                  'error_1').read_text()
+    assert 'rank 1: ' in (folder / 'error_0').read_text()
+
+
+def test_tensor_parallel_parameters_are_refused(folder: Path):
+    message = (folder / 'tensor_0').read_text()
+    assert message.startswith("tp_config='weight: ")
+    assert 'without tensor parallelism' in message

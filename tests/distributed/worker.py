@@ -1,0 +1,181 @@
+"""What two ranks do for ``test_distributed.py``; run by Composer's launcher.
+
+Usage: composer -n 2 worker.py FOLDER, with a dense checkpoint in
+FOLDER/dense.pt. One process start does everything: imports take longest.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from composer.loggers import InMemoryLogger
+from composer.utils import dist, get_device
+from llmfoundry.utils.builders import build_callback
+
+from foundry_upcycle.checkpoints.writer import local_rows
+from foundry_upcycle.errors import CheckpointError, ConfigError
+
+SHARDED: dict[str, Any] = {'fsdp': {'state_dict_type': 'sharded'}}
+CHECKPOINTED: dict[str, Any] = {
+    'fsdp': {
+        'state_dict_type': 'sharded',
+        'activation_checkpointing': True,
+    },
+}
+# torch 2.7's gloo sums where FSDP2 asks reduce_scatter for the average, so
+# gradients come out twice as large on two ranks; half the learning rate makes
+# the steps of plain SGD what they should be. NCCL averages.
+FSDP_GLOO_LR = 0.1 / 2
+# Shards of 3 * 95 rows split the second expert between two ranks.
+ODD_FFN = {'moe_num_experts': 3, 'ffn_hidden_size': 95}
+
+
+def save(value: Any, path: Path) -> None:
+    if dist.get_global_rank() == 0:
+        torch.save(value, path)
+
+
+def train(model: Any, *callbacks: Any, **kwargs: Any) -> tuple[Any, dict]:
+    log = InMemoryLogger()
+    trainer = tiny.make_trainer(
+        model,
+        batch_size=2,  # A rank; 4 in all.
+        callbacks=list(callbacks),
+        loggers=[log],
+        **kwargs,
+    )
+    return trainer, log
+
+
+def upcycled(source: Path, ffn: dict | None = None, **kwargs: Any) -> Any:
+    callback = build_callback('sparse_upcycling', {'source_path': str(source)})
+    return train(tiny.build_moe(ffn), callback, **kwargs)
+
+
+def save_dense_sharded(folder: Path) -> Path:
+    """Trains the dense model on two ranks and saves it sharded."""
+    trainer, _ = train(
+        tiny.build_dense(),
+        duration='1ba',
+        parallelism_config=SHARDED,
+        save_folder=str(folder / 'dense'),
+    )
+    trainer.fit()
+    trainer.close()
+    save(tiny.full_state(trainer.state.model), folder / 'dense_sharded.state')
+    return folder / 'dense' / 'ep0-ba1'
+
+
+def save_odd_sharded(folder: Path) -> Path:
+    """A dense model whose hidden size two ranks don't divide evenly."""
+    ffn = {
+        **tiny.DENSE['ffn_config'],
+        'ffn_hidden_size': ODD_FFN['ffn_hidden_size'],
+    }
+    trainer, _ = train(
+        tiny.build_dense(ffn_config=ffn),
+        duration='1ba',
+        lr=1e-9,
+        parallelism_config=SHARDED,
+        save_folder=str(folder / 'odd'),
+    )
+    trainer.fit()
+    trainer.close()
+    return folder / 'odd' / 'ep0-ba1'
+
+
+def check_errors_reach_all_ranks(folder: Path) -> None:
+    lonely = folder / 'lonely.pt'
+    if dist.get_global_rank() == 0:
+        shutil.copy(folder / 'dense.pt', lonely)
+    dist.barrier()
+    # Only rank 1 looks for a file that is not there.
+    path = lonely if dist.get_global_rank() == 0 else folder / 'absent.pt'
+    try:
+        upcycled(path)
+    except CheckpointError as error:
+        (folder / f'error_{dist.get_global_rank()}').write_text(str(error))
+
+
+def check_other_shardings_are_refused(folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+    mesh = init_device_mesh('cpu', (2, ))
+    columns = distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)])
+    try:
+        local_rows('weight', columns)
+    except ConfigError as error:
+        (folder / f'tensor_{dist.get_global_rank()}').write_text(str(error))
+
+
+def main(folder: Path) -> None:
+    dist.initialize_dist(get_device('cpu'))
+    sharded = save_dense_sharded(folder)
+    odd = save_odd_sharded(folder)
+
+    # Conversions: whole weights right after the start.
+    for name, source, ffn, config in (
+        ('ddp_from_pt', folder / 'dense.pt', None, None),
+        ('fsdp_from_pt', folder / 'dense.pt', None, SHARDED),
+        ('fsdp_from_sharded', sharded, None, SHARDED),
+        ('fsdp_odd', odd, ODD_FFN, SHARDED),
+    ):
+        trainer, _ = upcycled(source, ffn, parallelism_config=config)
+        save(tiny.full_state(trainer.state.model), folder / f'{name}.state')
+        trainer.close()
+
+    # Training: losses under DDP, FSDP2 and FSDP2 with checkpointing.
+    for name, config, lr in (
+        ('ddp', None, 0.1),
+        ('fsdp', SHARDED, FSDP_GLOO_LR),
+        ('fsdp_checkpointed', CHECKPOINTED, FSDP_GLOO_LR),
+    ):
+        trainer, log = upcycled(
+            folder / 'dense.pt',
+            parallelism_config=config,
+            lr=lr,
+        )
+        trainer.fit()
+        trainer.close()
+        save(tiny.losses(log), folder / f'{name}.losses')
+        save(tiny.full_state(trainer.state.model), folder / f'{name}.trained')
+
+    # Interrupted and resumed from sharded checkpoints.
+    def resumable() -> Any:
+        return upcycled(
+            folder / 'moving.pt',
+            lr=FSDP_GLOO_LR,
+            parallelism_config=SHARDED,
+            run_name='run',
+            save_folder=str(folder / 'run'),
+            save_latest_filename='latest-sharded-rank{rank}',
+            save_interval='1ba',
+            autoresume=True,
+        )
+
+    if dist.get_global_rank() == 0:
+        shutil.copy(folder / 'dense.pt', folder / 'moving.pt')
+    dist.barrier()
+    trainer, _ = resumable()
+    trainer.fit(duration='2ba')
+    trainer.close()
+    dist.barrier()
+    if dist.get_global_rank() == 0:
+        os.remove(folder / 'moving.pt')
+    dist.barrier()
+    trainer, log = resumable()
+    trainer.fit()
+    trainer.close()
+    save(tiny.losses(log), folder / 'resumed.losses')
+    save(tiny.full_state(trainer.state.model), folder / 'resumed.trained')
+
+    check_errors_reach_all_ranks(folder)
+    check_other_shardings_are_refused(folder)
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]))
