@@ -1,0 +1,296 @@
+"""Parameters and FLOPs of an MPT model, from its ``model:`` config alone.
+
+The conventions are LLM Foundry's (``n_active_params``, ``flops_per_batch``), so
+a plan made before a run agrees with what the run's ``speed_monitor`` logs.
+
+Dimension legend: D d_model, F ffn hidden size, E experts, K experts a token.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+from foundry_upcycle.errors import ConfigError
+
+__all__ = ['ModelShape']
+
+# (D, F) matrices in one feed-forward layer or expert.
+_N_MATRICES = {'mlp': 2, 'glu': 3}
+_DENSE_FFN_TYPES = {'mptmlp': 'mlp', 'mptglu': 'glu'}
+
+# What each mixture of experts takes where ffn_config doesn't say.
+_MOE_DEFAULTS: dict[str, dict[str, Any]] = {
+    'upcycled_dmoe': {
+        'mlp_type': 'glu',
+        'moe_num_experts': 8,
+        'moe_top_k': 2
+    },
+    'torch_dmoe': {},
+    'mb_dmoe': {
+        'mlp_type': 'mlp',
+        'moe_num_experts': 1,
+        'moe_top_k': 1
+    },
+}
+
+_RMS_NORMS = ('rmsnorm', 'low_precision_rmsnorm', 'triton_rmsnorm')
+_LAYER_NORMS = ('layernorm', 'low_precision_layernorm')
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that determine an MPT model's parameters and FLOPs.
+
+    Args:
+        d_model: Width D of the residual stream.
+        n_layers: Number of blocks.
+        vocab_size: Rows of the token embedding, padding included.
+        tie_word_embeddings: Whether input and output embedding are one matrix.
+        n_position_params: Parameters of a learned position embedding, else 0.
+        n_norm_params: Parameters of one norm.
+        n_attn_params: Parameters of one attention layer, biases included.
+        n_expert_params: Parameters of one expert; of the whole feed-forward
+            layer in a dense model.
+        n_router_params: Parameters of one router, 0 in a dense model.
+        n_experts: Experts E in a layer, 1 in a dense model.
+        top_k: Experts K a token visits, 1 in a dense model.
+    """
+
+    d_model: int
+    n_layers: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    n_position_params: int
+    n_norm_params: int
+    n_attn_params: int
+    n_expert_params: int
+    n_router_params: int
+    n_experts: int
+    top_k: int
+
+    @classmethod
+    def from_config(cls, model: Mapping[str, Any]) -> 'ModelShape':
+        """Reads the ``model:`` section of a training YAML.
+
+        Keys that are absent take the defaults of Foundry's ``MPTConfig``.
+
+        Args:
+            model: The section, as a mapping. Keys that do not change a count
+                (``init_device``, ``loss_fn``, ...) are ignored.
+
+        Raises:
+            ConfigError: The model has something that is not counted here, or
+                lacks a key that has no default.
+        """
+        attn = model.get('attn_config') or {}
+        _refuse_uncounted(model, attn)
+        d_model = model.get('d_model', 2048)
+        no_bias = model.get('no_bias', False)
+        rope_or_alibi = attn.get('rope', False) or attn.get('alibi', False)
+        learned_pos_emb = model.get('learned_pos_emb', True)
+        return cls(
+            d_model=d_model,
+            n_layers=model.get('n_layers', 24),
+            vocab_size=model.get('vocab_size', 50368),
+            tie_word_embeddings=model.get('tie_word_embeddings', True),
+            n_position_params=model.get('max_seq_len', 2048) *
+            d_model if learned_pos_emb and not rope_or_alibi else 0,
+            n_norm_params=d_model * _norm_vectors(
+                model.get('norm_type', 'low_precision_layernorm'),
+                no_bias,
+            ),
+            n_attn_params=_attention_params(model, attn, d_model, no_bias),
+            **_ffn_sizes(model, d_model, no_bias),
+        )
+
+    @property
+    def n_total_params(self) -> int:
+        """All parameters, tied embeddings once."""
+        return self._n_params(experts=self.n_experts)
+
+    @property
+    def n_active_params(self) -> int:
+        """Parameters one token meets: K experts, and no lookup table.
+
+        As Foundry counts, an untied input embedding is left out (a lookup has
+        no multiplications) while a tied one stays as the output projection,
+        and a learned position embedding stays too. Foundry counts every expert
+        of ``torch_dmoe`` as active; here it is K of them.
+        """
+        lookup = 0 if self.tie_word_embeddings else self._n_embedding_params
+        return self._n_params(experts=self.top_k) - lookup
+
+    def forward_flops_per_token(self, seq_len: int) -> int:
+        """FLOPs of one forward pass, a token of a sequence of ``seq_len``.
+
+        2 * active parameters for the matrix products, plus 4 * layers * D *
+        seq_len for attention scores and their product with the values. Equals
+        Foundry's ``flops_per_batch`` / (3 * tokens).
+
+        Left out: the half of attention that a causal mask lets a kernel skip
+        (counted in full here), softmax, norms, activations, rotary embedding,
+        top-k and the movement of tokens to experts. Attention's width is taken
+        as D, which an explicit ``head_dim`` can make wrong. Norm weights and
+        biases are counted at 2 FLOPs each like every other parameter.
+        """
+        attention = 4 * self.n_layers * self.d_model * seq_len
+        return 2 * self.n_active_params + attention
+
+    def training_flops_per_token(self, seq_len: int) -> int:
+        """FLOPs of forward and backward: 3 * forward.
+
+        With n active parameters this is 6 * n + 12 * layers * D * seq_len: the
+        backward pass costs two forward passes. Left out beyond the forward
+        pass's omissions: recomputation under activation checkpointing, the
+        auxiliary losses, the optimizer step.
+        """
+        return 3 * self.forward_flops_per_token(seq_len)
+
+    @property
+    def _n_embedding_params(self) -> int:
+        return self.vocab_size * self.d_model
+
+    def _n_params(self, experts: int) -> int:
+        ffn = experts * self.n_expert_params + self.n_router_params
+        block = self.n_attn_params + ffn + 2 * self.n_norm_params
+        embeddings = 1 if self.tie_word_embeddings else 2
+        return (
+            embeddings * self._n_embedding_params + self.n_position_params +
+            self.n_layers * block + self.n_norm_params
+        )
+
+
+def _refuse_uncounted(
+    model: Mapping[str, Any],
+    attn: Mapping[str, Any],
+) -> None:
+    for section, prefix, keys in (
+        (model, 'model', ('block_overrides', )),
+        (attn, 'model.attn_config', ('qk_ln', 'qk_gn', 'kv_dim')),
+    ):
+        for key in keys:
+            if section.get(key):
+                raise ConfigError(
+                    f'{prefix}.{key}',
+                    section[key],
+                    'its parameters are not counted here.',
+                    'remove it, or build the model and read its '
+                    'n_total_params and n_active_params.',
+                )
+
+
+def _lookup(table: Mapping[str, Any], key: str, value: Any) -> Any:
+    if value not in table:
+        raise ConfigError(
+            key,
+            value,
+            'its parameters are not counted here.',
+            f'set it to one of {sorted(table)}.',
+        )
+    return table[value]
+
+
+def _norm_vectors(norm_type: str, no_bias: bool) -> int:
+    # Foundry's no_bias strips the bias from norms as well.
+    vectors = dict.fromkeys(_RMS_NORMS, 1)
+    vectors.update(dict.fromkeys(_LAYER_NORMS, 1 if no_bias else 2))
+    return _lookup(vectors, 'model.norm_type', norm_type.lower())
+
+
+def _attention_params(
+    model: Mapping[str, Any],
+    attn: Mapping[str, Any],
+    d_model: int,
+    no_bias: bool,
+) -> int:
+    """Wqkv and out_proj; ``fused_qkv`` splits the same parameters in three."""
+    n_heads = model.get('n_heads', 16)
+    kv_n_heads = _lookup(
+        {
+            'multihead_attention': n_heads,
+            'multiquery_attention': 1,
+            'grouped_query_attention': attn.get('kv_n_heads'),
+        },
+        'model.attn_config.attn_type',
+        attn.get('attn_type', 'multihead_attention'),
+    )
+    if kv_n_heads is None:
+        raise ConfigError(
+            'model.attn_config.kv_n_heads',
+            None,
+            'grouped_query_attention has no default for it.',
+            'set it to the number of key and value heads.',
+        )
+    head_dim = model.get('head_dim') or d_model // n_heads
+    qkv_dim = (n_heads + 2 * kv_n_heads) * head_dim
+    attention_bias = model.get('attention_bias')
+    if attention_bias is None:
+        attention_bias = not no_bias
+    return (
+        d_model * qkv_dim + n_heads * head_dim * d_model +
+        (qkv_dim if attention_bias else 0) + (0 if no_bias else d_model)
+    )
+
+
+def _ffn_sizes(
+    model: Mapping[str, Any],
+    d_model: int,
+    no_bias: bool,
+) -> dict[str, int]:
+    ffn = model.get('ffn_config') or {}
+    ffn_type = ffn.get('ffn_type', 'mptmlp')
+    hidden = ffn.get('ffn_hidden_size')
+    if hidden is None:
+        hidden = int(d_model * model.get('expansion_ratio', 4))
+    if ffn_type in _MOE_DEFAULTS:
+        return _moe_sizes(ffn, ffn_type, d_model, hidden, no_bias)
+    mlp_type = _lookup(
+        _DENSE_FFN_TYPES,
+        'model.ffn_config.ffn_type',
+        ffn_type,
+    )
+    n_matrices = _N_MATRICES[mlp_type]
+    # One bias of size D, on the way down, and one of size F for each way up.
+    biases = 0 if no_bias else d_model + (n_matrices - 1) * hidden
+    return {
+        'n_expert_params': n_matrices * d_model * hidden + biases,
+        'n_router_params': 0,
+        'n_experts': 1,
+        'top_k': 1,
+    }
+
+
+def _moe_sizes(
+    ffn: Mapping[str, Any],
+    ffn_type: str,
+    d_model: int,
+    hidden: int,
+    no_bias: bool,
+) -> dict[str, int]:
+    if not no_bias:
+        raise ConfigError(
+            'model.no_bias',
+            no_bias,
+            f'{ffn_type} with biases is not counted here.',
+            'set it to true, as upcycled_mpt requires.',
+        )
+    ffn = {**_MOE_DEFAULTS[ffn_type], **ffn}
+    for key in ('mlp_type', 'moe_num_experts', 'moe_top_k'):
+        if ffn.get(key) is None:
+            raise ConfigError(
+                f'model.ffn_config.{key}',
+                None,
+                f'{ffn_type} has no default for it.',
+                'set it.',
+            )
+    n_matrices = _lookup(
+        _N_MATRICES,
+        'model.ffn_config.mlp_type',
+        ffn['mlp_type'],
+    )
+    n_experts = ffn['moe_num_experts']
+    return {
+        'n_expert_params': n_matrices * d_model * hidden,
+        'n_router_params': n_experts * d_model,
+        'n_experts': n_experts,
+        'top_k': ffn['moe_top_k'],
+    }
