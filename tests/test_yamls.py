@@ -1,0 +1,208 @@
+"""The paper's YAMLs: Foundry accepts every key, and the numbers are right."""
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import pytest
+import torch
+from composer.core import Time
+from composer.utils import FSDP2Config
+from llmfoundry.data.text_data import (
+    StreamingTextDataset,
+    build_streams,
+    build_text_dataloader,
+)
+from llmfoundry.optim import DecoupledLionW
+from llmfoundry.tokenizers import TiktokenTokenizerWrapper
+from llmfoundry.utils.builders import (
+    build_algorithm,
+    build_callback,
+    build_scheduler,
+)
+from llmfoundry.utils.config_utils import (
+    TRAIN_CONFIG_KEYS,
+    TrainConfig,
+    make_dataclass_and_log_config,
+)
+from omegaconf import OmegaConf
+
+from foundry_upcycle.planning.flops import ModelShape
+
+YAMLS = Path(__file__).parents[1] / 'yamls'
+
+# Table 3, Tables 1 and 2 (medium pretraining; 0.4 of its FLOPs after it):
+# learning rate, weight decay, warm-up tokens, tokens.
+TABLE = {
+    'pretrain_430m': (8e-4, 0.5, 1_000_500_000, 43_600_000_000),
+    'pretrain_1b': (4e-4, 0.5, 1_000_500_000, 142_000_000_000),
+    'cpt_430m': (5e-5, 0.05, 500_000_000, 17_500_000_000),
+    'cpt_1b': (5e-5, 0.05, 500_000_000, 56_000_000_000),
+    'upcycle_430m': (1e-4, 0.05, 500_000_000, 13_000_000_000),
+    'upcycle_1b': (5e-5, 0.05, 500_000_000, 38_600_000_000),
+}
+SIZES = ('430m', '1b')
+
+# What may differ between the two sides of a comparison, beside the values in
+# TABLE.
+SIDES_DIFFER_IN = {
+    'run_name',
+    'model.name',
+    'model.ffn_config.ffn_type',
+    'model.ffn_config.moe_num_experts',
+    'model.ffn_config.moe_top_k',
+    'model.ffn_config.moe_normalize_expert_weights',
+    'model.ffn_config.moe_loss_weight',
+    'optimizer.lr',
+    'optimizer.weight_decay',
+    'max_duration',
+    'load_path',
+    'load_weights_only',
+    'callbacks.sparse_upcycling.source_path',
+    'callbacks.sparse_upcycling.recipe.name',
+    'callbacks.sparse_upcycling.router_init_std',
+    'callbacks.sparse_upcycling.seed',
+    'callbacks.router_monitor.interval',
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    cfg = OmegaConf.load(YAMLS / f'{name}.yaml')
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def leaves(section: Mapping[str, Any], prefix: str = '') -> Iterator[str]:
+    """Yields ``key.key=value`` of every leaf."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}={value}'
+
+
+@pytest.fixture(params=TABLE)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def cfg(name: str) -> dict[str, Any]:
+    return load(name)
+
+
+def test_foundry_accepts_the_keys(name: str):
+    # Raises on an unknown key and on a missing mandatory one.
+    _, config = make_dataclass_and_log_config(
+        OmegaConf.load(YAMLS / f'{name}.yaml'),
+        TrainConfig,
+        TRAIN_CONFIG_KEYS,
+        transforms='all',
+    )
+    assert config.run_name == name
+
+
+def test_batch_and_durations(name: str, cfg: dict[str, Any]):
+    _, _, warmup, tokens = TABLE[name]
+    assert cfg['global_train_batch_size'] == 1024
+    assert cfg['max_seq_len'] == cfg['model']['max_seq_len'] == 4096
+    assert Time.from_timestring(cfg['max_duration']) == Time(tokens, 'tok')
+    scheduler_cfg = dict(cfg['scheduler'])
+    scheduler = build_scheduler(scheduler_cfg.pop('name'), scheduler_cfg)
+    assert Time.from_timestring(scheduler.t_warmup) == Time(warmup, 'tok')
+    assert scheduler.alpha_f == 0.0
+
+
+def test_a_step_decays_as_in_the_paper(name: str, cfg: dict[str, Any]):
+    lr, weight_decay, _, _ = TABLE[name]
+    optimizer_cfg = dict(cfg['optimizer'])
+    assert optimizer_cfg.pop('name') == 'decoupled_lionw'
+    assert optimizer_cfg['lr'] == lr
+    assert optimizer_cfg['weight_decay'] == pytest.approx(lr * weight_decay)
+    # Without a gradient a step only decays: p <- p * (1 - lr * weight_decay).
+    p = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    p.grad = torch.zeros_like(p)
+    DecoupledLionW([p], **optimizer_cfg).step()
+    assert 1 - p.item() == pytest.approx(lr * weight_decay)
+
+
+def test_model_is_the_papers(name: str, cfg: dict[str, Any]):
+    model = cfg['model']
+    assert model['name'] == (
+        'upcycled_mpt' if name.startswith('upcycle') else 'mpt_causal_lm'
+    )
+    assert model['n_heads'] == 16
+    assert model['attn_config']['kv_n_heads'] == 4
+    assert model['vocab_size'] == 100352
+    if name.startswith('upcycle'):
+        ffn = model['ffn_config']
+        assert (ffn['moe_num_experts'], ffn['moe_top_k']) == (8, 2)
+        assert ffn['moe_loss_weight'] == 0.01
+
+
+def test_streams(name: str, cfg: dict[str, Any]):
+    loader = dict(cfg['train_loader'])
+    assert loader.pop('name') == 'text'
+    accepted = inspect.signature(build_text_dataloader).parameters
+    assert set(loader) <= set(accepted)
+    accepted = inspect.signature(StreamingTextDataset).parameters
+    assert set(loader['dataset']) <= set(accepted)
+    streams = loader['dataset']['streams']
+    proportions = [s.get('proportion') for s in streams.values()]
+    if name.startswith('pretrain'):
+        assert proportions == [None]
+    else:
+        assert proportions == [0.15, 0.35, 0.15, 0.35]
+    for label, stream in zip(streams, build_streams(streams), strict=True):
+        assert stream.remote.endswith(f'/{label}')
+        assert stream.local.endswith(f'/{label}')
+
+
+def test_parts_are_accepted(cfg: dict[str, Any]):
+    # Composer drops a key that FSDP2 doesn't know with no more than a warning.
+    assert set(cfg['fsdp_config']) <= FSDP2Config.settable_attrs()
+    tokenizer_args = inspect.signature(TiktokenTokenizerWrapper).parameters
+    kwargs = dict(cfg['tokenizer']['kwargs'])
+    assert kwargs.pop('model_max_length') == 4096
+    assert kwargs == {'model_name': 'gpt-4'}
+    assert set(kwargs) <= set(tokenizer_args)
+    for label, kwargs in cfg['algorithms'].items():
+        build_algorithm(label, kwargs)
+    for label, kwargs in cfg['callbacks'].items():
+        build_callback(label, copy.deepcopy(kwargs), train_config=cfg)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_the_two_sides_start_from_the_pretrained_model(size: str):
+    pretrain, cpt, upcycle = (
+        load(f'{kind}_{size}') for kind in ('pretrain', 'cpt', 'upcycle')
+    )
+    folder = pretrain['save_folder'].format(run_name=pretrain['run_name'])
+    source = f'{folder}/latest-sharded-rank0'
+    assert cpt['load_path'] == source
+    assert cpt['load_weights_only']
+    assert upcycle['callbacks']['sparse_upcycling']['source_path'] == source
+    # The callback and load_path exclude each other.
+    assert 'load_path' not in upcycle
+    assert cpt['model'] == pretrain['model']
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_the_two_sides_differ_in_nothing_else(size: str):
+    cpt, upcycle = (
+        set(leaves(load(f'{kind}_{size}'))) for kind in ('cpt', 'upcycle')
+    )
+    differing = {leaf.split('=')[0] for leaf in cpt ^ upcycle}
+    assert differing <= SIDES_DIFFER_IN
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_the_two_sides_cost_the_same(size: str):
+    # The paper rounds its tokens: 17.5 and 13, 56 and 38.6 billion.
+    flops = []
+    for kind in ('cpt', 'upcycle'):
+        cfg = load(f'{kind}_{size}')
+        shape = ModelShape.from_config(cfg['model'])
+        tokens = Time.from_timestring(cfg['max_duration']).value
+        flops.append(tokens * shape.training_flops_per_token(4096))
+    assert flops[0] == pytest.approx(flops[1], rel=0.02)
