@@ -1,0 +1,90 @@
+"""The installed plugin, seen from an LLM Foundry that doesn't know it."""
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from llmfoundry import registry
+from llmfoundry.layers_registry import ffns, module_init_fns
+
+PACKAGE = Path(__file__).parent.parent / 'foundry_upcycle'
+
+# A module may import from the layers before its own (and from its own).
+LAYERS = (
+    'errors',
+    'config',
+    'planning',
+    'models',
+    'recipes',
+    'checkpoints',
+    'callbacks',
+    'data',
+    'study',
+)
+
+
+def test_names_are_registered():
+    assert registry.models.get('upcycled_mpt')
+    assert registry.callbacks.get('sparse_upcycling')
+    assert registry.callbacks.get('router_monitor')
+    assert ffns.get('upcycled_dmoe')
+    assert module_init_fns.get('upcycled_dmoe')
+
+
+def test_no_config_transform_is_registered():
+    # Foundry applies every registered transform to every run.
+    ours = [
+        point for point in entry_points(group='llmfoundry_config_transforms')
+        if point.value.startswith('foundry_upcycle')
+    ]
+    assert not ours
+
+
+def layer_of(module: str) -> str:
+    return module.split('.')[1]
+
+
+def imports(file: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return [name for name in names if name.startswith('foundry_upcycle.')]
+
+
+@pytest.mark.parametrize(
+    'file',
+    sorted(PACKAGE.rglob('*.py')),
+    ids=lambda file: str(file.relative_to(PACKAGE)),
+)
+def test_imports_follow_the_order_of_layers(file: Path):
+    own = file.relative_to(PACKAGE).parts[0].removesuffix('.py')
+    if own == '__init__':
+        assert not imports(file)
+        return
+    for name in imports(file):
+        assert LAYERS.index(layer_of(name)) <= LAYERS.index(own), name
+
+
+def test_import_adds_little_to_foundrys():
+    program = '''
+import time
+import llmfoundry
+start = time.perf_counter()
+from importlib.metadata import distribution
+for point in distribution('foundry_upcycle').entry_points:
+    point.load()
+print(time.perf_counter() - start)
+'''
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', program],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(result.stdout.split()[-1]) < 0.3
