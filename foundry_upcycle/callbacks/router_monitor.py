@@ -169,11 +169,13 @@ def expert_distance(ffn: nn.Module) -> float:
     Returns:
         0 when all experts are equal, 1 when they are orthogonal.
     """
-    E = ffn.router.layer.weight.shape[0]
+    router: Any = ffn.router
+    experts: Any = ffn.experts
+    E = int(router.layer.weight.shape[0])
     if E == 1:
         return 0.0
     gram_EE: Any = 0
-    for weight in ffn.experts.parameters():
+    for weight in experts.parameters():
         full = weight.full_tensor() if isinstance(weight, DTensor) else weight
         flat = full.reshape(E, -1).float()
         gram_EE = gram_EE + (flat @ flat.t()).double()

@@ -78,12 +78,13 @@ class SparseUpcycling(Callback):
             log.info('Resumed from %s: upcycled already.', state.load_path)
             return
         _check_run(state)
-        _warn_if_inexact(state.model.config.ffn_config)
+        config: Any = state.model.config
+        _warn_if_inexact(config.ffn_config)
         started = time.monotonic()
         with local_checkpoint(self.config.source_path) as path:
             with raise_together():
                 reader = open_checkpoint(path)
-                check_same_function(reader, state.model.config.to_dict())
+                check_same_function(reader, config.to_dict())
                 parameters = {
                     clean_name(name): parameter
                     for name, parameter in state.model.named_parameters()

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Optional, Protocol, Sequence
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
 from foundry_upcycle.checkpoints.names import clean_name
 from foundry_upcycle.errors import CheckpointError
@@ -97,9 +101,9 @@ def _safe_globals() -> list[Any]:
     from torch.torch_version import TorchVersion
 
     try:
-        from numpy._core.multiarray import _reconstruct
+        from numpy._core.multiarray import _reconstruct  # type: ignore
     except ImportError:  # numpy < 2
-        from numpy.core.multiarray import _reconstruct
+        from numpy.core.multiarray import _reconstruct  # type: ignore
     dtypes = [type(np.dtype(name)) for name in ('uint32', 'int64', 'float64')]
     return [
         datetime.timedelta,
@@ -211,35 +215,29 @@ class _ShardedReader:
         self.path = path
         self._metadata = self._load_metadata(path)
         stored = self._metadata.state_dict_metadata
-        self._keys = {
-            clean_name(key.removeprefix(self._PREFIX)): key
+        self._stored = {
+            clean_name(key.removeprefix(self._PREFIX)): (key, info)
             for key, info in stored.items()
-            if key.startswith(self._PREFIX) and hasattr(info, 'chunks')
+            if key.startswith(self._PREFIX)
+            and isinstance(info, TensorStorageMetadata)
         }
-        self.tensors = {
-            name:
-            TensorInfo(
-                tuple(stored[key].size),
-                stored[key].properties.dtype,
-            )
-            for name, key in self._keys.items()
-        }
-        if not self.tensors:
+        if not self._stored:
             raise CheckpointError(
                 path,
                 'its .metadata lists no state.model tensors, so Composer did '
                 'not write it.',
                 'set source_path to a Composer checkpoint.',
             )
-        self._check_files()
-        self.model_config = self._load_config()
-
-    def _load_config(self) -> dict[str, Any]:
+        self.tensors = {
+            name: TensorInfo(tuple(info.size), info.properties.dtype)
+            for name, (_, info) in self._stored.items()
+        }
         prefix = f'{_CONFIG_KEY}.'
-        return {
+        config_keys = [key for key in stored if key.startswith(prefix)]
+        self._check_files(config_keys)
+        self.model_config = {
             key.removeprefix(prefix): self._load_entry(key)
-            for key in self._metadata.state_dict_metadata
-            if key.startswith(prefix)
+            for key in config_keys
         }
 
     @staticmethod
@@ -254,7 +252,10 @@ class _ShardedReader:
             )
         try:
             with file.open('rb') as stream:
-                return _MetadataUnpickler(stream).load()
+                metadata = _MetadataUnpickler(stream).load()
+            if not isinstance(metadata, Metadata):
+                raise pickle.UnpicklingError(f'it holds {type(metadata)}')
+            return metadata
         except (pickle.UnpicklingError, EOFError, AttributeError) as error:
             raise CheckpointError(
                 file,
@@ -262,14 +263,15 @@ class _ShardedReader:
                 'copy the folder again, or save the checkpoint again.',
             ) from error
 
-    def _check_files(self) -> None:
+    def _check_files(self, config_keys: Sequence[str]) -> None:
+        entries = [self._storage_info(key) for key in config_keys]
+        for key, info in self._stored.values():
+            entries += [self._storage_info(key, c.offsets) for c in info.chunks]
         ends: dict[str, int] = {}
-        for key in self._keys.values():
-            for offsets, _ in self._chunks(key):
-                info = self._storage_info(key, offsets)
-                end = info.offset + info.length
-                file = info.relative_path
-                ends[file] = max(ends.get(file, 0), end)
+        for entry in entries:
+            end = entry.offset + entry.length
+            file = entry.relative_path
+            ends[file] = max(ends.get(file, 0), end)
         for file, end in ends.items():
             full = Path(self.path, file)
             size = full.stat().st_size if full.is_file() else None
@@ -280,10 +282,6 @@ class _ShardedReader:
                     f'the shard is truncated: {size} bytes, {end} needed.',
                     'copy the folder again; every *.distcp file is needed.',
                 )
-
-    def _chunks(self, key: str) -> list[tuple[torch.Size, torch.Size]]:
-        chunks = self._metadata.state_dict_metadata[key].chunks
-        return [(chunk.offsets, chunk.sizes) for chunk in chunks]
 
     def _storage_info(
         self,
@@ -314,25 +312,22 @@ class _ShardedReader:
             ) from error
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
-        key = self._keys[name]
-        shape, dtype = self.tensors[name]
+        key, info = self._stored[name]
         out = torch.empty(
-            *shape[:dim],
+            *info.size[:dim],
             stop - start,
-            *shape[dim + 1:],
-            dtype=dtype,
+            *info.size[dim + 1:],
+            dtype=info.properties.dtype,
         )
-        for offsets, sizes in self._chunks(key):
-            first = max(start, offsets[dim])
-            last = min(stop, offsets[dim] + sizes[dim])
-            if first >= last or 0 in sizes:
+        for chunk in info.chunks:
+            offset, size = chunk.offsets[dim], chunk.sizes[dim]
+            first, last = max(start, offset), min(stop, offset + size)
+            if first >= last or 0 in chunk.sizes:
                 continue
-            chunk = self._load_entry(key, offsets)
-            where = [slice(o, o + s) for o, s in zip(offsets, sizes)]
+            stored = self._load_entry(key, chunk.offsets)
+            where = [
+                slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes)
+            ]
             where[dim] = slice(first - start, last - start)
-            out[tuple(where)] = chunk.narrow(
-                dim,
-                first - offsets[dim],
-                last - first,
-            )
+            out[tuple(where)] = stored.narrow(dim, first - offset, last - first)
         return out

@@ -172,6 +172,12 @@ def test_truncated_metadata(sharded: str):
         open_checkpoint(sharded)
 
 
+def test_metadata_of_something_else(sharded: str):
+    Path(sharded, '.metadata').write_bytes(pickle.dumps({'a': 1}))
+    with pytest.raises(CheckpointError, match="it holds <class 'dict'>"):
+        open_checkpoint(sharded)
+
+
 def test_symlink_to_a_folder_is_followed(sharded: str, tmp_path):
     link = tmp_path / 'latest-rank0.pt'
     link.symlink_to(sharded)
