@@ -32,9 +32,10 @@ def local_checkpoint(path: str) -> Iterator[str]:
         path: As Composer's ``load_path``; ``{rank}`` becomes 0.
 
     Raises:
-        CheckpointError: The download failed on some node.
+        CheckpointError: The path has an unknown placeholder, or the download
+            failed on some node.
     """
-    path = path.format(rank=0, local_rank=0, node_rank=0)
+    path = _format(path)
     if not is_uri(path):
         yield path
         return
@@ -48,6 +49,18 @@ def local_checkpoint(path: str) -> Iterator[str]:
                 _download(path, local)
         yield local
         dist.barrier()
+
+
+def _format(path: str) -> str:
+    try:
+        return path.format(rank=0, local_rank=0, node_rank=0)
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            path,
+            f'its placeholder {error} has no value here.',
+            'write the path out; only {rank}, {local_rank} and {node_rank} '
+            'are replaced, by 0.',
+        ) from error
 
 
 def _download(uri: str, local: str) -> None:

@@ -87,3 +87,9 @@ def test_unknown_store():
     with pytest.raises(CheckpointError, match='ftp://host/x.pt: .*cloud'):
         with local_checkpoint('ftp://host/x.pt'):
             pass
+
+
+def test_unknown_placeholder():
+    with pytest.raises(CheckpointError, match="placeholder 'run_name' has no"):
+        with local_checkpoint('runs/{run_name}/latest.pt'):
+            pass
