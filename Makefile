@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing here needs a hub; without this, imports may wait for one.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: quickstart install test test-dist test-slow test-gpu style checks clean
+.PHONY: quickstart install test test-dist test-slow style checks clean
 
 quickstart: install
 	$(BIN)/python -m foundry_upcycle.study.quickstart --size $(QUICKSTART)
@@ -24,16 +24,13 @@ install: .venv/installed
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not gpu' --durations=10
+	$(BIN)/python -m pytest -m 'not slow' --durations=10
 
 test-dist: install
 	$(BIN)/python -m pytest tests/distributed
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
-
-test-gpu: install
-	$(BIN)/python -m pytest -m gpu
 
 SOURCES := foundry_upcycle tests benchmarks setup.py train.py eval.py
 
@@ -49,4 +46,4 @@ checks: install
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv build *.egg-info

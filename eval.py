@@ -15,9 +15,8 @@ def main(args: list[str]) -> None:
     """
     if not args:
         sys.exit('usage: composer eval.py YAML [key=value ...]')
-    # The ``sparse_upcycling`` callback fills parameters in place, each rank the
-    # rows it holds. FSDP2's DTensors can be written that way, FSDP1's flattened
-    # parameters cannot.
+    # As train.py sets it: a YAML's ``fsdp_config`` then means the same FSDP here
+    # as it did in training, also for the sharded checkpoints written there.
     os.environ.setdefault('FSDP_VERSION', '2')
     from llmfoundry.command_utils import eval_from_yaml
     eval_from_yaml(args[0], args[1:])

@@ -17,6 +17,11 @@ from foundry_upcycle.errors import ConfigError
 VOCAB = 280
 
 
+@pytest.fixture(autouse=True)
+def in_its_own_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Foundry leaves task files there.
+
+
 def write_config(folder: Path, **changes: Any) -> str:
     """A task of five records, a tokenizer and an eval YAML."""
     # Two letters a word: enough pairs for the tokens beyond the bytes.

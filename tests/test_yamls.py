@@ -3,12 +3,12 @@
 import copy
 import inspect
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping, Optional
 
 import pytest
 import torch
 from composer.core import Time
-from composer.utils import FSDP2Config
+from composer.utils import FSDP2Config, format_name_with_dist
 from llmfoundry.data.text_data import (
     StreamingTextDataset,
     build_streams,
@@ -67,8 +67,11 @@ SIDES_DIFFER_IN = {
 }
 
 
-def load(name: str) -> dict[str, Any]:
-    cfg = OmegaConf.load(YAMLS / f'{name}.yaml')
+def load(name: str, *overrides: str) -> dict[str, Any]:
+    cfg = OmegaConf.merge(
+        OmegaConf.load(YAMLS / f'{name}.yaml'),
+        OmegaConf.from_dotlist(list(overrides)),
+    )
     return OmegaConf.to_container(cfg, resolve=True)
 
 
@@ -99,7 +102,30 @@ def test_foundry_accepts_the_keys(name: str):
         TRAIN_CONFIG_KEYS,
         transforms='all',
     )
-    assert config.run_name == name
+    assert config.run_name.startswith(f'{name}_')
+
+
+@pytest.mark.parametrize('duration', [None, '100e9tok', '41943040tok'])
+def test_a_run_is_named_by_its_duration(name: str, duration: Optional[str]):
+    # Autoresume would otherwise go on with the end of another duration.
+    cfg = load(name, *([f'max_duration={duration}'] if duration else []))
+    assert cfg['run_name'].endswith(f"_{duration or cfg['max_duration']}")
+    folder = format_name_with_dist(cfg['save_folder'], cfg['run_name'])
+    assert folder == f"runs/{cfg['run_name']}/checkpoints"
+
+
+@pytest.mark.parametrize('kind', ['cpt', 'upcycle'])
+def test_a_run_is_named_by_the_dense_models_duration(kind: str):
+    # 15e9tok follow both long and extra long pretraining, and so do others.
+    names = {
+        load(
+            f'{kind}_430m',
+            f'variables.pretrain_duration={pretrained}',
+            'max_duration=15e9tok',
+        )['run_name']
+        for pretrained in ('100e9tok', '200e9tok')
+    }
+    assert len(names) == 2
 
 
 def test_batch_and_durations(name: str, cfg: dict[str, Any]):
@@ -172,11 +198,18 @@ def test_parts_are_accepted(cfg: dict[str, Any]):
         build_callback(label, copy.deepcopy(kwargs), train_config=cfg)
 
 
+@pytest.mark.parametrize('pretrained', [None, '200e9tok'])
 @pytest.mark.parametrize('size', SIZES)
-def test_the_two_sides_start_from_the_pretrained_model(size: str):
-    pretrain, cpt, upcycle = (
-        load(f'{kind}_{size}') for kind in ('pretrain', 'cpt', 'upcycle')
-    )
+def test_the_two_sides_start_from_the_pretrained_model(
+    size: str,
+    pretrained: Optional[str],
+):
+    key = 'variables.pretrain_duration'
+    changed = [f'{key}={pretrained}'] if pretrained else []
+    cpt = load(f'cpt_{size}', *changed)
+    upcycle = load(f'upcycle_{size}', *changed)
+    changed = [f'max_duration={pretrained}'] if pretrained else []
+    pretrain = load(f'pretrain_{size}', *changed)
     folder = pretrain['save_folder'].format(run_name=pretrain['run_name'])
     source = f'{folder}/latest-sharded-rank0'
     assert cpt['load_path'] == source

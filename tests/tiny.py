@@ -85,8 +85,14 @@ def build_moe(
 
 
 def save_dense(model: ComposerModel, path: Any) -> str:
-    """Saves weights as Composer's ``save_weights_only`` does."""
-    torch.save({'state': {'model': model.state_dict()}}, path)
+    """Saves weights and config as Composer's ``save_weights_only`` does."""
+    state = {
+        'model': model.state_dict(),
+        'integrations': {
+            'huggingface': model.get_metadata(),
+        },
+    }
+    torch.save({'state': state}, path)
     return str(path)
 
 

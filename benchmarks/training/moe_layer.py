@@ -44,6 +44,7 @@ def build_layers(
             bias=False,
             moe_num_experts=n_experts,
             moe_top_k=top_k,
+            moe_loss_weight=0,
             backend=backend,
         )
         for parameter in layer.parameters():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.models.router import RouterOutput
 
 __all__ = ['RouterMonitor', 'expert_distance']
 
@@ -88,8 +89,8 @@ class RouterMonitor(Callback):
       experts, over all their weights; 0 right after upcycling by copy. It
       gathers one layer's experts at a time.
 
-    Works for every FFN whose router returns probabilities, combine weights
-    and expert indices first: ``upcycled_dmoe``, ``torch_dmoe``, ``mb_dmoe``.
+    Works for every FFN whose router returns probabilities first and expert
+    indices last, as those of ``torch_dmoe`` and MegaBlocks do.
 
     Args:
         interval: How often to log, such as ``50ba``.
@@ -131,7 +132,10 @@ class RouterMonitor(Callback):
             del args
             if not module.training:
                 return
-            scores_TE, _, top_experts_TK = output[:3]
+            # MegaBlocks' routers give logits, too, or not: always between.
+            is_ours = isinstance(output, RouterOutput)
+            top_experts_TK = output.top_experts_TK if is_ours else output[-1]
+            scores_TE = output[0]
             if layer not in self.sums:
                 self.sums[layer] = _Sums.zeros(
                     scores_TE.shape[-1],

@@ -9,13 +9,15 @@ from typing import Any, Mapping, Optional
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
+from llmfoundry.models.mpt import MPTConfig
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
 from tqdm import tqdm
 
+from foundry_upcycle.checkpoints.base import CheckpointReader
 from foundry_upcycle.checkpoints.exactness import check_same_function
 from foundry_upcycle.checkpoints.names import clean_name
 from foundry_upcycle.checkpoints.plan import Plan, make_plan
-from foundry_upcycle.checkpoints.reader import CheckpointReader, open_checkpoint
+from foundry_upcycle.checkpoints.reader import open_checkpoint
 from foundry_upcycle.checkpoints.remote import local_checkpoint
 from foundry_upcycle.checkpoints.sync import raise_together
 from foundry_upcycle.checkpoints.writer import ParameterWriter
@@ -74,11 +76,11 @@ class SparseUpcycling(Callback):
 
     def after_load(self, state: State, logger: Logger) -> None:
         del logger
+        config = _model_config(state)
         if self.done:
             log.info('Resumed from %s: upcycled already.', state.load_path)
             return
         _check_run(state)
-        config: Any = state.model.config
         _warn_if_inexact(config.ffn_config)
         started = time.monotonic()
         with local_checkpoint(self.config.source_path) as path:
@@ -138,6 +140,18 @@ class SparseUpcycling(Callback):
                 f'a rank',
                 flush=True,
             )
+
+
+def _model_config(state: State) -> MPTConfig:
+    config = getattr(state.model, 'config', None)
+    if not isinstance(config, MPTConfig):
+        raise ConfigError(
+            'model.name',
+            type(state.model).__name__,
+            'sparse_upcycling fills MPT models.',
+            'set it to upcycled_mpt.',
+        )
+    return config
 
 
 def _check_run(state: State) -> None:

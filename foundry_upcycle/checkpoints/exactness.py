@@ -1,19 +1,23 @@
 """Settings that change what a model computes and that no shape shows."""
 
+import warnings
 from typing import Any, Mapping
 
-from foundry_upcycle.checkpoints.reader import CheckpointReader, flatten
+from llmfoundry.models.utils.config_defaults import attn_config_defaults
+
+from foundry_upcycle.checkpoints.base import CheckpointReader, flatten
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['check_same_function']
 
-# Settings of an MPT; a name stands for everything below it as well.
+# Settings of an MPT; one that is a mapping counts with all it holds.
 _FUNCTION_SETTINGS = (
     'attn_config.alibi',
     'attn_config.alibi_bias_max',
     'attn_config.attn_logit_softcapping',
     'attn_config.attn_temperature_tuning',
     'attn_config.attn_type',
+    'attn_config.attn_uses_sequence_id',
     'attn_config.clip_qkv',
     'attn_config.fused_qkv',
     'attn_config.kv_n_heads',
@@ -21,9 +25,11 @@ _FUNCTION_SETTINGS = (
     'attn_config.qk_ln',
     'attn_config.rope',
     'attn_config.rope_hf_config',
+    'attn_config.rope_impl',
     'attn_config.rope_theta',
     'attn_config.sliding_window_size',
     'attn_config.softmax_scale',
+    'block_overrides',
     'ffn_config.ffn_act_fn',
     'final_logit_softcapping',
     'head_dim',
@@ -44,45 +50,76 @@ def check_same_function(
 
     A dense checkpoint with 16 heads fits a model with 8 shape by shape, and
     one trained with gelu fits experts with silu; neither would be upcycled
-    exactly. Composer saves the dense run's config beside its weights.
+    exactly. Composer saves the dense run's config beside its weights. A
+    checkpoint without one is warned of, and passes.
 
     Args:
-        reader: The dense checkpoint; one that carries no config passes.
+        reader: The dense checkpoint.
         config: The upcycled model's config, nested.
 
     Raises:
         ConfigError: A setting differs; the message gives both values.
     """
     if not reader.model_config:
+        warnings.warn(
+            f'{reader.path} carries no model config, so only names and shapes '
+            'can be compared: see that activation, number of heads, rope and '
+            'norm settings are those of the dense run.',
+            stacklevel=2,
+        )
         return
-    dense = _function_settings(reader.model_config)
-    target = _function_settings(flatten(config))
-    for key in sorted(dense.keys() | target.keys()):
-        if dense.get(key) != target.get(key):
+    flat = flatten(config)
+    for name in _FUNCTION_SETTINGS:
+        if '.' not in name and name not in reader.model_config:
+            continue  # An older Foundry had no such setting.
+        dense = _setting(reader.model_config, name)
+        target = _setting(flat, name)
+        if dense != target:
             raise ConfigError(
-                f'model.{key}',
-                target.get(key),
-                f'{reader.path} was trained with {dense.get(key)!r}; with '
-                'another value the model would compute something else.',
-                f'set it to {dense.get(key)!r}.',
+                f'model.{name}',
+                target,
+                f'{reader.path} was trained with {dense!r}; with another '
+                'value the model would compute something else.',
+                f'set it to {dense!r}.',
             )
 
 
-def _function_settings(flat: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {
-        key: _normalise(key, value)
-        for key, value in flat.items()
-        if any(f'{key}.'.startswith(f'{s}.') for s in _FUNCTION_SETTINGS)
+def _setting(flat: Mapping[str, Any], name: str) -> Any:
+    """A setting's value, the same for all spellings of the same function."""
+    value: Any = flat.get(name, _default(name))
+    below = {
+        key.removeprefix(f'{name}.'): leaf
+        for key, leaf in flat.items()
+        if key.startswith(f'{name}.')
     }
-    if settings.pop('ffn_config.ffn_act_fn', None) is None:
-        settings.setdefault('ffn_config.ffn_act_fn.name', 'gelu')
-    if settings['ffn_config.ffn_act_fn.name'] == 'gelu':
-        settings.setdefault('ffn_config.ffn_act_fn.approximate', 'none')
-    return settings
-
-
-def _normalise(key: str, value: Any) -> Any:
-    if key == 'norm_type':
+    if below:
+        # An older Foundry's config may lack keys that have come since.
+        value = {**(value or {}), **below}
+    if name == 'norm_type':
         # The same norm, in autocast's precision or by another kernel.
         return value.removeprefix('low_precision_').removeprefix('triton_')
-    return list(value) if isinstance(value, tuple) else value
+    if name == 'attn_config.rope_impl':
+        # Two implementations of one function, except for dail's xpos.
+        kind = flat.get('attn_config.rope_dail_config.type')
+        is_xpos = value == 'dail' and kind == 'xpos'
+        return 'dail with xpos' if is_xpos else 'hf'
+    if name == 'ffn_config.ffn_act_fn':
+        return _activation(value, flat.get('ffn_config.ffn_type'))
+    return value
+
+
+def _default(name: str) -> Any:
+    section, _, key = name.partition('.')
+    return attn_config_defaults[key] if section == 'attn_config' and (
+        key in attn_config_defaults
+    ) else None
+
+
+def _activation(value: Any, ffn_type: Any) -> dict[str, Any]:
+    if value is None:
+        # MegaBlocks' default is not Foundry's.
+        approximate = 'tanh' if ffn_type == 'mb_dmoe' else 'none'
+        return {'name': 'gelu', 'approximate': approximate}
+    if value['name'] == 'gelu':
+        return {'approximate': 'none', **value}
+    return dict(value)

@@ -8,9 +8,8 @@ __all__ = [
     'ExpertName',
     'clean_name',
     'is_moe_name',
-    'is_router_name',
     'parse_expert_name',
-    'router_layer',
+    'parse_router_name',
 ]
 
 # Expert weight -> (dense projection, stored transposed), by expert MLP type.
@@ -63,22 +62,18 @@ def parse_expert_name(name: str) -> Optional[ExpertName]:
     return ExpertName(match[1], int(match[2]), match[3]) if match else None
 
 
-def router_layer(name: str) -> int:
-    """Block index of a router weight's name."""
+def parse_router_name(name: str) -> Optional[int]:
+    """Block index of a router's weight; None for any other name."""
     match = _ROUTER.fullmatch(name)
-    if match is None:
-        raise ValueError(f'{name} is not the name of a router weight')
-    return int(match[1])
-
-
-def is_router_name(name: str) -> bool:
-    """Whether ``name`` is a router's weight."""
-    return _ROUTER.fullmatch(name) is not None
+    return int(match[1]) if match else None
 
 
 def is_moe_name(name: str) -> bool:
     """Whether only a mixture of experts has a tensor of this name."""
-    return parse_expert_name(name) is not None or is_router_name(name)
+    return (
+        parse_expert_name(name) is not None
+        or parse_router_name(name) is not None
+    )
 
 
 def clean_name(name: str) -> str:

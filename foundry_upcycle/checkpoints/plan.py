@@ -7,14 +7,13 @@ source tensor is used, and all shapes agree before a byte is written.
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
+from foundry_upcycle.checkpoints.base import CheckpointReader, TensorInfo
 from foundry_upcycle.checkpoints.names import (
     EXPERT_WEIGHTS,
     is_moe_name,
-    is_router_name,
     parse_expert_name,
-    router_layer,
+    parse_router_name,
 )
-from foundry_upcycle.checkpoints.reader import CheckpointReader, TensorInfo
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['CarriedTensor', 'ExpertTensor', 'Plan', 'RouterTensor', 'make_plan']
@@ -124,8 +123,9 @@ def _plan_tensor(
     mlp_type: str,
 ) -> CarriedTensor | ExpertTensor | RouterTensor:
     shape = targets[target]
-    if is_router_name(target):
-        return RouterTensor(target, router_layer(target))
+    layer = parse_router_name(target)
+    if layer is not None:
+        return RouterTensor(target, layer)
     expert = parse_expert_name(target)
     if expert is None:
         _check_shape(reader, target, shape)

@@ -1,10 +1,9 @@
 """Brings a checkpoint from an object store to a folder of each node."""
 
-import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 from composer.utils import (
     dist,
@@ -12,9 +11,9 @@ from composer.utils import (
     maybe_create_object_store_from_uri,
     parse_uri,
 )
-from composer.utils.file_helpers import extract_path_from_symlink, is_uri
 from composer.utils.object_store import ObjectStore
 
+from foundry_upcycle.checkpoints.sharded import shard_files
 from foundry_upcycle.checkpoints.sync import raise_together
 from foundry_upcycle.errors import CheckpointError
 
@@ -25,29 +24,35 @@ __all__ = ['local_checkpoint']
 def local_checkpoint(path: str) -> Iterator[str]:
     """Yields a local path of the checkpoint at ``path``.
 
-    A local path is yielded as it is. A URI is downloaded once a node, to a
-    temporary folder that is removed at the end. Every rank must call this.
+    A local path is yielded as it is. From a URI, the first rank of each node
+    downloads what is needed to a temporary folder, which is removed at the
+    end. Every rank must call this.
 
     Args:
-        path: As Composer's ``load_path``; ``{rank}`` becomes 0.
+        path: As Composer's ``load_path``; ``{rank}`` becomes 0. In a store,
+            a name that ends in ``.symlink``, or has such a twin, is followed.
 
     Raises:
         CheckpointError: The path has an unknown placeholder, or the download
             failed on some node.
     """
     path = _format(path)
-    if not is_uri(path):
+    # On every rank: for some stores this is a collective.
+    store = _open_store(path)
+    if store is None:
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix='upcycling-') as folder:
-        # One folder a node: that of its first rank.
-        folders = dist.all_gather_object(folder)
-        folder = folders[dist.get_global_rank() - dist.get_local_rank()]
-        local = os.path.join(folder, 'checkpoint')
+    with tempfile.TemporaryDirectory(prefix='upcycling-') as own_folder:
+        folders = dist.all_gather_object(own_folder)
+        folder = Path(folders[dist.get_global_rank() - dist.get_local_rank()])
         with raise_together():
             if dist.get_local_rank() == 0:
-                _download(path, local)
-        yield local
+                _download_and_signal(store, path, folder)
+            # Not a barrier: a download may take longer than collectives are
+            # allowed to.
+            with dist.local_rank_zero_download_and_wait(_signal(folder)):
+                pass
+        yield str(folder / 'checkpoint')
         dist.barrier()
 
 
@@ -63,33 +68,60 @@ def _format(path: str) -> str:
         ) from error
 
 
-def _download(uri: str, local: str) -> None:
+def _open_store(path: str) -> Optional[ObjectStore]:
     try:
-        store = maybe_create_object_store_from_uri(uri)
-        assert store is not None  # Only a local path has none.
-        _, _, remote = parse_uri(uri)
-        if remote.endswith('.symlink'):
-            remote = extract_path_from_symlink(remote, object_store=store)
-        shards = _list_folder(store, remote)
-        if not shards:
-            get_file(remote, local, object_store=store)
-            return
-        os.mkdir(local)
-        for name in shards:
-            get_file(name, str(Path(local, Path(name).name)), store)
+        return maybe_create_object_store_from_uri(path)
     except Exception as error:  # Each store has exceptions of its own.
-        raise CheckpointError(
-            uri,
-            f'it could not be downloaded ({type(error).__name__}: {error}).',
-            'check the URI and the credentials; Composer must be able to load '
-            'it as a load_path.',
-        ) from error
+        raise _failed(path, error) from error
 
 
-def _list_folder(store: ObjectStore, remote: str) -> list[str]:
-    prefix = remote.rstrip('/') + '/'
+def _failed(uri: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        uri,
+        f'it could not be downloaded ({type(error).__name__}: {error}).',
+        'check the URI and the credentials; it must name a .pt file, the '
+        'sharded folder of one saved batch, or a .symlink to one.',
+    )
+
+
+def _signal(folder: Path) -> str:
+    return str(folder / 'finished')
+
+
+def _download_and_signal(store: ObjectStore, uri: str, folder: Path) -> None:
+    _, _, remote = parse_uri(uri)
     try:
-        names = store.list_objects(prefix)
-    except NotImplementedError:
-        return []
-    return [name for name in names if name.endswith(('.metadata', '.distcp'))]
+        _download(store, remote.rstrip('/'), folder / 'checkpoint')
+    except Exception as error:  # As above.
+        raise _failed(uri, error) from error
+    finally:
+        Path(_signal(folder)).touch()
+
+
+def _download(store: ObjectStore, remote: str, local: Path) -> None:
+    remote = _follow_symlink(store, remote, local.with_name('link'))
+    local.mkdir()
+    try:
+        _fetch(store, f'{remote}/.metadata', local / '.metadata')
+    except FileNotFoundError:
+        local.rmdir()
+        _fetch(store, remote, local)
+        return
+    for name in sorted(shard_files(str(local))):
+        _fetch(store, f'{remote}/{name}', local / name)
+
+
+def _follow_symlink(store: ObjectStore, remote: str, local: Path) -> str:
+    link = remote if remote.endswith('.symlink') else f'{remote}.symlink'
+    try:
+        store.download_object(link, str(local))
+    except FileNotFoundError:
+        if link == remote:
+            raise
+        return remote
+    return local.read_text().strip()
+
+
+def _fetch(store: ObjectStore, remote: str, local: Path) -> None:
+    # get_file, for its progress bar.
+    get_file(remote, str(local), object_store=store)

@@ -6,12 +6,12 @@ from typing import Iterable, Mapping
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from foundry_upcycle.checkpoints.base import CheckpointReader
 from foundry_upcycle.checkpoints.plan import (
     CarriedTensor,
     ExpertTensor,
     RouterTensor,
 )
-from foundry_upcycle.checkpoints.reader import CheckpointReader
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.recipes.base import ExpertRows, Recipe, seeded_generator
 

@@ -8,7 +8,7 @@ Four tasks, as JSONL files with the fields of Foundry's in-context datasets:
 - ``arithmetic``: which of four numbers is the sum of two.
 
 Wrong choices are as plausible as the task allows: lines that occur elsewhere,
-brackets with one of them changed, numbers of as many digits.
+brackets with one of them changed, sums of other numbers.
 """
 
 import json
@@ -102,12 +102,19 @@ def _arithmetic(
     rng: random.Random,
 ) -> Iterator[Example]:
     del documents  # sums occur in no text as often as they are needed
-    for a in range(10, 50):
-        for b in range(10, 50):
-            others = [n for n in range(10, 100) if n != a + b]
+    numbers = range(10, 50)
+    for a in numbers:
+        for b in numbers:
+            sums = [a + b]
+            # Sums as well, or else the right choice could be told (or missed)
+            # by its size alone: sums are seldom near the ends of their range.
+            while len(sums) < _N_CHOICES:
+                other = rng.choice(numbers) + rng.choice(numbers)
+                if other not in sums:
+                    sums.append(other)
             # The space stands between query and choice.
-            wrong = [f' {n}' for n in rng.sample(others, _N_CHOICES - 1)]
-            yield _multiple_choice(f'{a} + {b} =', f' {a + b}', wrong, rng)
+            answer, *wrong = [f' {n}' for n in sums]
+            yield _multiple_choice(f'{a} + {b} =', answer, wrong, rng)
 
 
 def _among_others(

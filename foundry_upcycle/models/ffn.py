@@ -35,8 +35,13 @@ class UpcycledDMoE(nn.Module):
         moe_normalize_expert_weights: See ``Router``. With 1, a model whose
             experts are copies of a dense layer computes what that computed.
         moe_jitter_eps: See ``Router``.
+        moe_loss_weight: Coefficient of the load-balancing loss.
+        moe_zloss_weight: Coefficient of the router z-loss.
         backend: See ``Experts``.
         device: Where the parameters live.
+
+    Raises:
+        ConfigError: It is trained in a model that leaves its losses out.
     """
 
     def __init__(
@@ -49,10 +54,14 @@ class UpcycledDMoE(nn.Module):
         activation_fn: Callable[[torch.Tensor], torch.Tensor],
         moe_normalize_expert_weights: Optional[Union[int, float]] = 1,
         moe_jitter_eps: Optional[float] = None,
+        moe_loss_weight: float = 0.0,
+        moe_zloss_weight: float = 0.0,
         backend: str = 'grouped',
         device: Optional[str] = None,
     ):
         super().__init__()
+        self.moe_loss_weight = moe_loss_weight
+        self.moe_zloss_weight = moe_zloss_weight
         self.router = Router(
             d_model=d_model,
             moe_num_experts=moe_num_experts,
@@ -74,6 +83,8 @@ class UpcycledDMoE(nn.Module):
         # it around its own forward, so the second forward of a checkpointed
         # block, which runs in backward, adds nothing.
         self.routing_sink: Optional[list[RouterOutput]] = None
+        # Set by the model that adds this layer's losses to its own.
+        self.losses_are_collected = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (..., D) to (..., D)."""
@@ -81,7 +92,20 @@ class UpcycledDMoE(nn.Module):
         routing = self.router(x_TD)
         if self.routing_sink is not None:
             self.routing_sink.append(routing)
+        elif self.training and not self.losses_are_collected:
+            self._check_no_losses()
         return self.experts(x_TD, routing).view(x.shape)
+
+    def _check_no_losses(self) -> None:
+        if self.moe_loss_weight or self.moe_zloss_weight:
+            raise ConfigError(
+                'model.name',
+                'mpt_causal_lm',
+                'the load-balancing loss of upcycled_dmoe would be left out '
+                'of the training loss.',
+                'set model.name: upcycled_mpt (or moe_loss_weight: 0 and '
+                'moe_zloss_weight: 0).',
+            )
 
 
 def build_upcycled_dmoe(
@@ -117,8 +141,8 @@ def build_upcycled_dmoe(
         mlp_type: ``glu`` (upcycles ``mptglu``) or ``mlp`` (``mptmlp``).
         moe_normalize_expert_weights: See ``Router``.
         moe_jitter_eps: See ``Router``.
-        moe_loss_weight: Coefficient of the load-balancing loss, which the
-            model computes.
+        moe_loss_weight: Coefficient of the load-balancing loss, which
+            ``upcycled_mpt`` adds to the training loss.
         moe_zloss_weight: Coefficient of the router z-loss, likewise.
         backend: ``grouped``, ``loop`` (the reference) or ``auto``, which is
             ``grouped``.
@@ -129,7 +153,7 @@ def build_upcycled_dmoe(
     Raises:
         ConfigError: A key is unknown or its value can't be used.
     """
-    del fc_type, moe_loss_weight, moe_zloss_weight
+    del fc_type
     if unknown:
         key, value = next(iter(unknown.items()))
         raise ConfigError(
@@ -150,17 +174,25 @@ def build_upcycled_dmoe(
     _check('mlp_type', mlp_type, mlp_type in MLP_TYPES, f'{set(MLP_TYPES)}')
     backends = {'auto', *BACKENDS}
     _check('backend', backend, backend in backends, f'{backends}')
-    _check(
-        'moe_num_experts',
-        moe_num_experts,
-        moe_num_experts >= 1,
-        'a whole number from 1',
-    )
+    E, K = moe_num_experts, moe_top_k
+    _check('moe_num_experts', E, _is_whole(E) and E >= 1, 'a number from 1')
     _check(
         'moe_top_k',
-        moe_top_k,
-        1 <= moe_top_k <= moe_num_experts,
-        f'a whole number from 1 to {moe_num_experts=}',
+        K,
+        _is_whole(K) and 1 <= K <= E,
+        f'a number from 1 to moe_num_experts={E}',
+    )
+    for key, weight in (
+        ('moe_loss_weight', moe_loss_weight),
+        ('moe_zloss_weight', moe_zloss_weight),
+    ):
+        _check(key, weight, _is_number(weight) and weight >= 0, '0 or more')
+    jitter = moe_jitter_eps
+    _check(
+        'moe_jitter_eps',
+        jitter,
+        jitter is None or (_is_number(jitter) and 0 < jitter < 1),
+        'null, or a number between 0 and 1',
     )
     return UpcycledDMoE(
         d_model=d_model,
@@ -175,9 +207,19 @@ def build_upcycled_dmoe(
         activation_fn=resolve_ffn_act_fn(ffn_act_fn),
         moe_normalize_expert_weights=moe_normalize_expert_weights,
         moe_jitter_eps=moe_jitter_eps,
+        moe_loss_weight=moe_loss_weight,
+        moe_zloss_weight=moe_zloss_weight,
         backend='grouped' if backend == 'auto' else backend,
         device=device,
     )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, float)
 
 
 def _check(key: str, value: Any, ok: bool, accepted: str) -> None:

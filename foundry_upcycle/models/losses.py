@@ -24,8 +24,8 @@ def load_balancing_loss(
     token, averaged over L layers. Perfect balance gives ``weight``.
 
     Left out, as in MegaBlocks: any exchange between ranks (each balances its
-    own tokens), and the attention mask (padding counts as tokens). Deviation:
-    the mean probabilities are float32, which MegaBlocks does only with
+    own tokens), and the attention mask (padding that reaches the layer counts
+    as tokens). Deviation: the mean probabilities are float32, which MegaBlocks does only with
     ``moe_lbl_in_fp32``.
 
     Args:

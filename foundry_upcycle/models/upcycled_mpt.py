@@ -1,6 +1,7 @@
 """The model class ``upcycled_mpt``: an MPT whose FFNs are experts."""
 
 import copy
+import inspect
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Iterator, Mapping, MutableMapping, Union
@@ -17,7 +18,7 @@ from llmfoundry.models.utils import init_empty_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.models.ffn import UpcycledDMoE
+from foundry_upcycle.models.ffn import UpcycledDMoE, build_upcycled_dmoe
 from foundry_upcycle.models.losses import load_balancing_loss, router_z_loss
 from foundry_upcycle.models.router import RouterOutput
 
@@ -33,21 +34,25 @@ def to_stock_config(config: MPTConfig) -> MPTConfig:
     What only training uses (the auxiliary losses) is dropped.
     """
     config = copy.deepcopy(config)
-    ffn = config.ffn_config
+    parameters = inspect.signature(build_upcycled_dmoe).parameters.values()
+    ffn = {p.name: p.default for p in parameters} | config.ffn_config
+    kept = (
+        'fc_type',
+        'ffn_hidden_size',
+        'ffn_act_fn',
+        'mlp_type',
+        'moe_num_experts',
+        'moe_top_k',
+        'moe_normalize_expert_weights',
+        'moe_jitter_eps',
+    )
     config.ffn_config = {
         'ffn_type': 'torch_dmoe',
-        'fc_type': ffn['fc_type'],
-        'ffn_hidden_size': ffn.get('ffn_hidden_size'),
-        'ffn_act_fn': ffn.get('ffn_act_fn'),
-        'mlp_type': ffn.get('mlp_type', 'glu'),
-        'moe_num_experts': ffn.get('moe_num_experts', 8),
-        'moe_top_k': ffn.get('moe_top_k', 2),
-        'moe_normalize_expert_weights': ffn.get(
-            'moe_normalize_expert_weights',
-            1,
-        ),
-        'moe_jitter_eps': ffn.get('moe_jitter_eps'),
         'uniform_expert_assignment': False,
+        **{
+            key: ffn[key]
+            for key in kept
+        },
     }
     return config
 
@@ -92,6 +97,8 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
         self.moe_layers: list[UpcycledDMoE] = [
             m for m in self.modules() if isinstance(m, UpcycledDMoE)
         ]
+        for layer in self.moe_layers:
+            layer.losses_are_collected = True
         self._routings: list[RouterOutput] = []
         self._has_weights = False
         self.register_load_state_dict_post_hook(_mark_weights_loaded)
@@ -127,7 +134,7 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
             return super().loss(outputs, batch)
         routings, self._routings = self._routings, []
         _check_differentiable(routings)
-        ffn_config = self.config.ffn_config
+        layer = self.moe_layers[0]  # All have the same settings.
         losses = {
             'loss':
             compute_loss_from_logits(
@@ -137,14 +144,10 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
                 self.loss_fn,
             ),
             'lbl':
-            load_balancing_loss(
-                routings,
-                ffn_config.get('moe_loss_weight', 0.01),
-            ),
+            load_balancing_loss(routings, layer.moe_loss_weight),
         }
-        zloss_weight = ffn_config.get('moe_zloss_weight', 0.0)
-        if zloss_weight:
-            losses['zloss'] = router_z_loss(routings, zloss_weight)
+        if layer.moe_zloss_weight:
+            losses['zloss'] = router_z_loss(routings, layer.moe_zloss_weight)
         return {'total': torch.stack([*losses.values()]).sum(), **losses}
 
     def mark_weights_loaded(self) -> None:
@@ -173,16 +176,15 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
         built it.
         """
         n_params = super().n_active_params
-        ffn_config = self.config.ffn_config
-        if ffn_config['ffn_type'] == 'mb_dmoe':
+        if self.config.ffn_config['ffn_type'] == 'mb_dmoe':
             return n_params
         n_expert_params = sum(
             p.numel()
             for name, p in self.named_parameters()
             if '.ffn.experts.' in name
         )
-        E = ffn_config.get('moe_num_experts', 8)
-        K = ffn_config.get('moe_top_k', 2)
+        router = self.model.transformer.blocks[0].ffn.router
+        E, K = router.moe_num_experts, router.moe_top_k
         return n_params - n_expert_params * (E - K) // E
 
 
@@ -223,8 +225,9 @@ def _check_model_config(config: Mapping[str, Any]) -> None:
 def _check_differentiable(routings: list[RouterOutput]) -> None:
     # Reentrant checkpointing runs the first forward without autograd, which
     # would leave the auxiliary losses without a gradient, silently.
-    router_is_trained = torch.is_grad_enabled()
-    if router_is_trained and not routings[0].scores_TE.requires_grad:
+    # Any layer can be the one that is checkpointed.
+    has_gradients = all(routing.scores_TE.requires_grad for routing in routings)
+    if torch.is_grad_enabled() and not has_gradients:
         raise ConfigError(
             'fsdp_config.activation_checkpointing_reentrant',
             True,

@@ -8,6 +8,7 @@ it skips what has finished and resumes what was interrupted.
 """
 
 import argparse
+import hashlib
 import signal
 import sys
 from functools import partial
@@ -52,6 +53,11 @@ _LABELS = {
     'upcycle': 'upcycled',
 }
 _SEED = 17
+# Every training run ends with the tasks of the gauntlet.
+_GAUNTLET_YAMLS = (
+    PROJECT / 'eval_gauntlet' / 'quickstart.yaml',
+    PROJECT / 'eval_gauntlet' / 'quickstart_tasks.yaml',
+)
 
 
 def _prepare(folder: Path, size: Size, seq_len: int, vocab_size: int) -> None:
@@ -107,6 +113,12 @@ def _train(folder: Path, plan: TrainingPlan) -> None:
     )
 
 
+def _content(yaml: Path) -> str:
+    """A setting of a stage that changes with what the YAML says."""
+    digest = hashlib.sha256(yaml.read_bytes()).hexdigest()
+    return f'{yaml.name}={digest[:12]}'
+
+
 def run_quickstart(size_name: str, folder: Path) -> Path:
     """Runs every stage that has not finished, and writes the report.
 
@@ -118,7 +130,8 @@ def run_quickstart(size_name: str, folder: Path) -> Path:
         The report.
 
     Raises:
-        StageError: A stage failed.
+        StageError: A stage failed, or has finished with another YAML or other
+            settings.
     """
     size = SIZES[size_name]
     plans = plan_training(size)
@@ -130,7 +143,11 @@ def run_quickstart(size_name: str, folder: Path) -> Path:
         run_stage(
             folder,
             'prepare',
-            [repr(size)],
+            [
+                repr(size),
+                f'seq_len={dense.seq_len}',
+                f'vocab_size={dense.shape.vocab_size}',
+            ],
             partial(
                 _prepare,
                 folder,
@@ -144,7 +161,7 @@ def run_quickstart(size_name: str, folder: Path) -> Path:
         seconds[name] = run_stage(
             folder,
             name,
-            plan.overrides,
+            [*plan.overrides, *map(_content, (plan.yaml, *_GAUNTLET_YAMLS))],
             partial(_train, folder, plan),
         )
     command = f'{_COMMAND} --size {size_name}'

@@ -125,6 +125,11 @@ def run_process(
     # OpenMP's threads otherwise spin while they wait for each other: with any
     # other busy process on the machine, training slows down tenfold.
     environment.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    # glibc otherwise returns the memory of every large tensor to the system and
+    # page-faults it in again for the next: measured, a training step of the
+    # quickstart's models took 20 to 35 % longer.
+    environment.setdefault('MALLOC_MMAP_THRESHOLD_', str(4 * 2**30))
+    environment.setdefault('MALLOC_TRIM_THRESHOLD_', str(8 * 2**30))
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open('a') as log:
         process = subprocess.Popen(

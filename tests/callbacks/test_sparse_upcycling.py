@@ -100,13 +100,21 @@ def test_another_activation_is_refused(tmp_path):
     )
     trainer.fit()
     trainer.close()
-    with pytest.raises(ConfigError, match="ffn_act_fn.name='relu': .*'silu'"):
+    with pytest.raises(ConfigError, match="ffn_act_fn=.*'relu'}: .*'silu'}"):
         make_trainer(
             str(tmp_path / 'dense.pt'),
             moe=tiny.build_moe({'ffn_act_fn': {
                 'name': 'relu',
             }}),
         )
+
+
+def test_other_models_are_refused(source: str):
+    trainer = make_trainer(source)
+    trainer.state.model.config = None
+    callback = build_callback('sparse_upcycling', {'source_path': source})
+    with pytest.raises(ConfigError, match="model.name='ComposerUpcycledMPT': "):
+        callback.after_load(trainer.state, trainer.logger)
 
 
 def test_unnormalised_combine_weights_are_warned_of(source: str):

@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 import tiny
 
+from foundry_upcycle.checkpoints.base import flatten
 from foundry_upcycle.checkpoints.exactness import check_same_function
-from foundry_upcycle.checkpoints.reader import flatten, open_checkpoint
+from foundry_upcycle.checkpoints.reader import open_checkpoint
 from foundry_upcycle.errors import ConfigError
 
 
@@ -34,8 +35,9 @@ def test_only_the_feed_forward_layers_differ(dense, moe):
     check_same_function(FakeReader(dense), moe)
 
 
-def test_a_checkpoint_without_config_passes(moe):
-    check_same_function(FakeReader({}), moe)
+def test_a_checkpoint_without_config_is_warned_of(moe):
+    with pytest.warns(UserWarning, match='dense.pt carries no model config'):
+        check_same_function(FakeReader({}), moe)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +50,19 @@ def test_a_checkpoint_without_config_passes(moe):
         (
             ['attn_config', 'rope_hf_config', 'factor'],
             2.0,
-            'rope_hf_config.factor=2.0: .*with 1.0',
+            'rope_hf_config=.*2.0.*: .*with .*1.0',
         ),
         (
             ['ffn_config', 'ffn_act_fn'],
             {
                 'name': 'relu',
             },
-            "ffn_act_fn.name='relu': .*with 'silu'",
+            "ffn_act_fn={'name': 'relu'}: .*with {'name': 'silu'}",
         ),
         (
             ['ffn_config', 'ffn_act_fn'],
             None,
-            "ffn_act_fn.approximate='none': .*with None",
+            "ffn_act_fn=.*'gelu'.*: .*with {'name': 'silu'}",
         ),
     ],
 )
@@ -81,6 +83,31 @@ def test_the_same_function_under_other_names_passes(dense, moe):
     dense['ffn_config']['ffn_act_fn'] = None
     moe['ffn_config']['ffn_act_fn'] = {'name': 'gelu', 'approximate': 'none'}
     check_same_function(FakeReader(dense), moe)
+
+
+def test_a_config_of_an_older_foundry_has_todays_defaults(dense, moe):
+    dense = copy.deepcopy(dense)
+    del dense['attn_config']['attn_temperature_tuning']
+    del dense['attn_config']['rope_hf_config']['factor']
+    del dense['final_logit_softcapping']
+    check_same_function(FakeReader(dense), moe)
+
+
+def test_both_implementations_of_rope_are_one_function(dense, moe):
+    dense = copy.deepcopy(dense)
+    dense['attn_config']['rope_impl'] = 'dail'
+    check_same_function(FakeReader(dense), moe)
+    dense['attn_config']['rope_dail_config']['type'] = 'xpos'
+    with pytest.raises(ConfigError, match="rope_impl='hf': .*'dail with xpos'"):
+        check_same_function(FakeReader(dense), moe)
+
+
+def test_megablocks_has_another_default_activation(dense, moe):
+    dense, moe = copy.deepcopy(dense), copy.deepcopy(moe)
+    dense['ffn_config']['ffn_act_fn'] = None
+    moe['ffn_config'] = {'ffn_type': 'mb_dmoe'}
+    with pytest.raises(ConfigError, match="'tanh'}: .*'none'}"):
+        check_same_function(FakeReader(dense), moe)
 
 
 def test_composer_checkpoints_carry_the_config(dense, tmp_path):

@@ -4,13 +4,13 @@ import pytest
 import tiny
 import torch
 
+from foundry_upcycle.checkpoints.base import TensorInfo
 from foundry_upcycle.checkpoints.plan import (
     CarriedTensor,
     ExpertTensor,
     RouterTensor,
     make_plan,
 )
-from foundry_upcycle.checkpoints.reader import TensorInfo
 from foundry_upcycle.errors import CheckpointError
 
 

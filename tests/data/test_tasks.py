@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,24 @@ def test_arithmetic_adds_up(folder: Path):
         a, _, b, _ = example['query'].split()
         sums = [int(choice) == int(a) + int(b) for choice in example['choices']]
         assert sums.index(True) == example['gold'] and sum(sums) == 1
+
+
+def test_arithmetic_cannot_be_told_by_size():
+    _, make = TASKS['arithmetic']
+    examples = list(make([], random.Random(17)))
+    right, wrong = [], []
+    for example in examples:
+        numbers = list(map(int, example['choices']))
+        right.append(numbers.pop(example['gold']))
+        wrong += numbers
+    assert (min(wrong), max(wrong)) == (min(right), max(right)) == (20, 98)
+    # Who always takes the smallest, or the largest, scores as by chance.
+    for extreme in (min, max):
+        hits = sum(
+            extreme(example['choices'], key=int) == example['choices'][
+                example['gold']] for example in examples
+        )
+        assert hits / len(examples) == pytest.approx(0.25, abs=0.03)
 
 
 def test_next_line_is_the_next_line(folder: Path):

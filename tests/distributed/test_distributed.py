@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from composer import Callback
 from composer.loggers import InMemoryLogger
+from llmfoundry.models.mpt import MPTForCausalLM
 from llmfoundry.utils.builders import build_callback
 
 from foundry_upcycle.checkpoints.reader import open_checkpoint
@@ -46,11 +48,16 @@ def load(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-def upcycle_on_one_rank(source: Path, ffn: dict | None = None, **kwargs):
+def upcycle_on_one_rank(
+    source: Path,
+    ffn: dict | None = None,
+    *callbacks: Callback,
+    **kwargs,
+):
     callback = build_callback('sparse_upcycling', {'source_path': str(source)})
     return tiny.make_trainer(
         tiny.build_moe(ffn),
-        callbacks=[callback],
+        callbacks=[callback, *callbacks],
         **kwargs,
     )
 
@@ -68,6 +75,8 @@ def assert_equal(first: dict, second: dict) -> None:
         ('fsdp_from_pt', 'dense.pt', False),
         ('fsdp_from_sharded', 'dense/ep0-ba1', False),
         ('fsdp_odd', 'odd/ep0-ba1', True),
+        ('ddp_from_uri', 'dense.pt', False),
+        ('fsdp_from_uri', 'dense/ep0-ba1', False),
     ],
 )
 def test_weights_are_bit_for_bit_those_of_one_rank(
@@ -98,8 +107,8 @@ def test_sharded_source_holds_the_trained_dense_model(folder: Path):
 
 
 @pytest.fixture(scope='module')
-def on_one_rank(folder: Path) -> tuple[dict, dict]:
-    """Losses and weights of one rank that sees what the two saw.
+def on_one_rank(folder: Path) -> tuple[dict, dict, dict]:
+    """Losses, weights and router metrics of one rank that sees what the two saw.
 
     Rank r takes samples r, r + 2, ...; a microbatch takes the place of a
     rank, because the load-balancing loss is of a rank's or microbatch's own
@@ -113,6 +122,8 @@ def on_one_rank(folder: Path) -> tuple[dict, dict]:
     log = InMemoryLogger()
     trainer = upcycle_on_one_rank(
         folder / 'dense.pt',
+        None,
+        build_callback('router_monitor', {'interval': '1ba'}),
         samples=ordered,
         batch_size=4,
         device_train_microbatch_size=2,
@@ -120,12 +131,18 @@ def on_one_rank(folder: Path) -> tuple[dict, dict]:
     )
     trainer.fit()
     trainer.close()
-    return tiny.losses(log), tiny.full_state(trainer.state.model)
+    routers = {
+        key: [float(value)
+              for _, value in values]
+        for key, values in log.data.items()
+        if key.startswith('router/')
+    }
+    return tiny.losses(log), tiny.full_state(trainer.state.model), routers
 
 
 @pytest.mark.parametrize('name', ['ddp', 'fsdp', 'fsdp_checkpointed'])
 def test_training_is_that_of_one_rank(folder: Path, on_one_rank, name: str):
-    losses, weights = on_one_rank
+    losses, weights, routers = on_one_rank
     found = load(folder / f'{name}.losses')
     assert found.keys() == losses.keys()
     for key, values in losses.items():
@@ -135,6 +152,21 @@ def test_training_is_that_of_one_rank(folder: Path, on_one_rank, name: str):
     for key, weight in load(folder / f'{name}.trained').items():
         key = key.replace('_checkpoint_wrapped_module.', '')
         torch.testing.assert_close(weight, weights[key], atol=1e-5, rtol=0)
+    found = load(folder / f'{name}.routers')
+    assert found.keys() == routers.keys()
+    for key, values in routers.items():
+        # Routing is discrete: a near tie may fall the other way.
+        assert values == pytest.approx(found[key], abs=0.02), key
+
+
+@pytest.mark.parametrize('name', ['ddp', 'fsdp'])
+def test_hugging_face_folder_holds_the_trained_model(folder: Path, name: str):
+    stock = MPTForCausalLM.from_pretrained(
+        folder / f'{name}_hf' / 'huggingface' / 'ba4',
+    )
+    trained = load(folder / f'{name}.trained')
+    for key, weight in stock.state_dict().items():
+        assert torch.equal(weight, trained[f'model.{key}']), key
 
 
 def test_resumed_equals_uninterrupted(folder: Path):
@@ -170,3 +202,14 @@ def test_tensor_parallel_parameters_are_refused(folder: Path):
     message = (folder / 'tensor_0').read_text()
     assert message.startswith("tp_config='weight: ")
     assert 'without tensor parallelism' in message
+
+
+def test_a_failed_download_stops_both(folder: Path):
+    for rank, message in ((0, 'absent.pt: it could not'), (1, 'rank 0: ')):
+        assert message in (folder / f'download_{rank}').read_text()
+
+
+def test_hybrid_sharding_is_understood(folder: Path):
+    # First rows on meshes of 1 x 2 and 2 x 1.
+    assert (folder / 'hybrid_0').read_text() == '[0, 0]'
+    assert (folder / 'hybrid_1').read_text() == '[3, 0]'

@@ -13,8 +13,12 @@ from typing import Any
 import tiny
 import torch
 from composer.loggers import InMemoryLogger
-from composer.utils import dist, get_device
+from composer.utils import dist, file_helpers, get_device
+from composer.utils.object_store import LibcloudObjectStore
+from llmfoundry.callbacks import HuggingFaceCheckpointer
 from llmfoundry.utils.builders import build_callback
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from foundry_upcycle.checkpoints.writer import local_rows
 from foundry_upcycle.errors import CheckpointError, ConfigError
@@ -51,9 +55,26 @@ def train(model: Any, *callbacks: Any, **kwargs: Any) -> tuple[Any, dict]:
     return trainer, log
 
 
-def upcycled(source: Path, ffn: dict | None = None, **kwargs: Any) -> Any:
+def upcycled(
+    source: Path | str,
+    ffn: dict | None = None,
+    *callbacks: Any,
+    **kwargs: Any,
+) -> Any:
     callback = build_callback('sparse_upcycling', {'source_path': str(source)})
-    return train(tiny.build_moe(ffn), callback, **kwargs)
+    return train(tiny.build_moe(ffn), callback, *callbacks, **kwargs)
+
+
+def register_disk_store(folder: Path) -> None:
+    """Makes ``disk://NAME/...`` an object store on FOLDER/NAME."""
+    os.environ['DISK_KEY'] = str(folder)
+    file_helpers.BACKEND_TO_OBJECT_STORE_FACTORY['disk'] = (
+        lambda name, path: LibcloudObjectStore(
+            provider='local',
+            container=name,
+            key_environ='DISK_KEY',
+        )
+    )
 
 
 def save_dense_sharded(folder: Path) -> Path:
@@ -101,9 +122,19 @@ def check_errors_reach_all_ranks(folder: Path) -> None:
         (folder / f'error_{dist.get_global_rank()}').write_text(str(error))
 
 
+def check_hybrid_sharding(folder: Path) -> None:
+    whole = torch.arange(12.0).view(6, 2)
+    found = []
+    for shape in ((1, 2), (2, 1)):  # Replicas x shards, as HSDP has them.
+        mesh = init_device_mesh('cpu', shape)
+        tensor = distribute_tensor(whole, mesh, [Replicate(), Shard(0)])
+        local, start = local_rows('weight', tensor)
+        expected = whole[start:start + local.shape[0]]
+        found.append(torch.equal(local, expected) and start)
+    (folder / f'hybrid_{dist.get_global_rank()}').write_text(f'{found}')
+
+
 def check_other_shardings_are_refused(folder: Path) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
     mesh = init_device_mesh('cpu', (2, ))
     columns = distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)])
     try:
@@ -112,10 +143,20 @@ def check_other_shardings_are_refused(folder: Path) -> None:
         (folder / f'tensor_{dist.get_global_rank()}').write_text(str(error))
 
 
+def check_failed_download_stops_both(folder: Path, bucket: str) -> None:
+    try:
+        upcycled(f'{bucket}/absent.pt')
+    except CheckpointError as error:
+        (folder / f'download_{dist.get_global_rank()}').write_text(str(error))
+
+
 def main(folder: Path) -> None:
     dist.initialize_dist(get_device('cpu'))
     sharded = save_dense_sharded(folder)
     odd = save_odd_sharded(folder)
+
+    register_disk_store(folder.parent)
+    bucket = f'disk://{folder.name}'
 
     # Conversions: whole weights right after the start.
     for name, source, ffn, config in (
@@ -123,6 +164,8 @@ def main(folder: Path) -> None:
         ('fsdp_from_pt', folder / 'dense.pt', None, SHARDED),
         ('fsdp_from_sharded', sharded, None, SHARDED),
         ('fsdp_odd', odd, ODD_FFN, SHARDED),
+        ('ddp_from_uri', f'{bucket}/dense.pt', None, None),
+        ('fsdp_from_uri', f'{bucket}/dense/ep0-ba1', None, SHARDED),
     ):
         trainer, _ = upcycled(source, ffn, parallelism_config=config)
         save(tiny.full_state(trainer.state.model), folder / f'{name}.state')
@@ -134,13 +177,27 @@ def main(folder: Path) -> None:
         ('fsdp', SHARDED, FSDP_GLOO_LR),
         ('fsdp_checkpointed', CHECKPOINTED, FSDP_GLOO_LR),
     ):
+        checkpointer = HuggingFaceCheckpointer(
+            save_folder=str(folder / f'{name}_hf'),
+            save_interval='1dur',
+        )
         trainer, log = upcycled(
             folder / 'dense.pt',
+            None,
+            build_callback('router_monitor', {'interval': '1ba'}),
+            checkpointer,
             parallelism_config=config,
             lr=lr,
         )
         trainer.fit()
         trainer.close()
+        routers = {
+            key: [float(value)
+                  for _, value in values]
+            for key, values in log.data.items()
+            if key.startswith('router/')
+        }
+        save(routers, folder / f'{name}.routers')
         save(tiny.losses(log), folder / f'{name}.losses')
         save(tiny.full_state(trainer.state.model), folder / f'{name}.trained')
 
@@ -174,7 +231,9 @@ def main(folder: Path) -> None:
     save(tiny.full_state(trainer.state.model), folder / 'resumed.trained')
 
     check_errors_reach_all_ranks(folder)
+    check_hybrid_sharding(folder)
     check_other_shardings_are_refused(folder)
+    check_failed_download_stops_both(folder, bucket)
 
 
 if __name__ == '__main__':

@@ -35,6 +35,7 @@ def make_layer(
         moe_num_experts=E,
         moe_top_k=K,
         mlp_type=mlp_type,
+        moe_loss_weight=0,  # No model is there to add the loss.
         backend=backend,
         **kwargs,
     )

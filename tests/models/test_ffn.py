@@ -1,4 +1,7 @@
 import pytest
+import tiny
+import torch
+from llmfoundry.utils.builders import build_composer_model
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
@@ -28,6 +31,18 @@ from foundry_upcycle.models.ffn import build_upcycled_dmoe
         ({
             'moe_top_k': 0,
         }, 'model.ffn_config.moe_top_k=0: '),
+        ({
+            'moe_num_experts': None,
+        }, 'moe_num_experts=None: .*from 1'),
+        ({
+            'moe_loss_weight': None,
+        }, 'moe_loss_weight=None: .*0 or more'),
+        ({
+            'moe_zloss_weight': -0.1,
+        }, 'moe_zloss_weight=-0.1: .*0 or more'),
+        ({
+            'moe_jitter_eps': 1.0,
+        }, 'moe_jitter_eps=1.0: .*between 0 and 1'),
     ],
 )
 def test_bad_settings_are_refused(changes: dict, message: str):
@@ -39,3 +54,31 @@ def test_bad_settings_are_refused(changes: dict, message: str):
 def test_hidden_size_follows_the_expansion_ratio():
     layer = build_upcycled_dmoe(d_model=8, expansion_ratio=2, bias=False)
     assert layer.experts.mlp.w1.shape == (8 * 16, 8)
+
+
+def test_training_without_the_losses_is_refused():
+    # The FFN is in Foundry's registry: the dense model class builds it, too.
+    model = build_composer_model(
+        'mpt_causal_lm',
+        tiny.moe_config(),
+        tokenizer=None,
+    )
+    batch = tiny.make_batch()
+    model.eval()
+    model(batch)
+    model.train()
+    with pytest.raises(
+            ConfigError,
+            match="model.name='mpt_causal_lm': .*Fix: set model.name: upcycled",
+    ):
+        model(batch)
+
+
+def test_a_layer_without_losses_trains_anywhere():
+    layer = build_upcycled_dmoe(
+        d_model=8,
+        expansion_ratio=2,
+        bias=False,
+        moe_loss_weight=0,
+    )
+    layer.train()(torch.zeros(2, 8))

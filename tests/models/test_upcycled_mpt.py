@@ -87,11 +87,12 @@ def losses_and_gradients(model) -> tuple[dict, dict]:
     return losses, gradients
 
 
-def checkpointed(model, implementation: CheckpointImpl):
+def checkpointed(model, implementation: CheckpointImpl, first: int = 0):
+    blocks = model.model.transformer.blocks[first:]
     apply_activation_checkpointing(
         model,
         checkpoint_wrapper_fn=lambda m: checkpoint_wrapper(m, implementation),
-        check_fn=model.model.activation_checkpointing_fn,
+        check_fn=lambda m: any(m is block for block in blocks),
     )
     return model
 
@@ -108,8 +109,9 @@ def test_activation_checkpointing_changes_nothing():
         torch.testing.assert_close(a, b)
 
 
-def test_reentrant_checkpointing_is_refused():
-    model = checkpointed(tiny.build_moe(), CheckpointImpl.REENTRANT)
+@pytest.mark.parametrize('first', [0, 2])
+def test_reentrant_checkpointing_is_refused(first: int):
+    model = checkpointed(tiny.build_moe(), CheckpointImpl.REENTRANT, first)
     with pytest.raises(
             ConfigError,
             match=

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from foundry_upcycle.study import quickstart
+from foundry_upcycle.study import quickstart, quickstart_plan
 from foundry_upcycle.study.quickstart import main
 from foundry_upcycle.study.quickstart_plan import SIZES, Size, plan_training
 from foundry_upcycle.study.runner import StageError
@@ -65,6 +66,50 @@ def test_a_failed_stage_is_the_exit_status(
     monkeypatch.setattr(quickstart, '_prepare', fail)
     assert main(['--size', 'tiny', '--folder', str(tmp_path)]) == 1
     assert 'the end of the log' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'yaml,stage',
+    [
+        ('yamls/quickstart_cpt.yaml', 'cpt'),
+        ('eval_gauntlet/quickstart.yaml', 'pretrain'),
+        ('eval_gauntlet/quickstart_tasks.yaml', 'pretrain'),
+    ],
+)
+def test_a_changed_yaml_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    yaml: str,
+    stage: str,
+):
+    project = tmp_path / 'project'
+    for name in ('yamls', 'eval_gauntlet'):
+        shutil.copytree(quickstart.PROJECT / name, project / name)
+    monkeypatch.setattr(quickstart_plan, 'PROJECT', project)
+    monkeypatch.setattr(
+        quickstart,
+        '_GAUNTLET_YAMLS',
+        tuple(sorted((project / 'eval_gauntlet').iterdir())),
+    )
+    trained = []
+    for name in ('_prepare', '_report'):
+        monkeypatch.setattr(quickstart, name, lambda *_: None)
+    monkeypatch.setattr(
+        quickstart,
+        '_train',
+        lambda _, plan: trained.append(plan.name),
+    )
+    for _ in range(2):
+        quickstart.run_quickstart('tiny', tmp_path / 'run')
+    assert trained == ['pretrain', 'cpt', 'upcycle']
+    with (project / yaml).open('a') as file:
+        file.write('# changed\n')
+    label = f'{Path(yaml).name}=[0-9a-f]{{12}}'
+    with pytest.raises(
+            StageError,
+            match=f'{stage} has finished with .*{label}.*, now .*{label}',
+    ):
+        quickstart.run_quickstart('tiny', tmp_path / 'run')
 
 
 def test_tiny_quickstart(tmp_path: Path):

@@ -95,6 +95,23 @@ def test_python_of_this_environment_comes_first(tmp_path: Path):
     assert Path(shown[0].strip()).parent == Path(sys.executable).parent
 
 
+@pytest.mark.parametrize('given,used', [(None, str(4 * 2**30)), ('1', '1')])
+def test_large_tensors_keep_their_memory(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: Optional[str],
+    used: str,
+):
+    name = 'MALLOC_MMAP_THRESHOLD_'
+    if given is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, given)
+    shown: list[str] = []
+    _run(tmp_path, f'import os; print(os.environ["{name}"])', shown)
+    assert shown == [f'{used}\n']
+
+
 def test_failure_shows_the_end_of_the_log(tmp_path: Path):
     program = 'import sys; print("the reason"); sys.exit(3)'
     with pytest.raises(StageError, match=r'(?s)the reason.*exit status 3'):

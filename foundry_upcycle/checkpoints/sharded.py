@@ -1,0 +1,214 @@
+"""Reads a folder that ``torch.distributed.checkpoint`` wrote for Composer."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+
+from foundry_upcycle.checkpoints.base import CONFIG_KEY, TensorInfo
+from foundry_upcycle.checkpoints.names import clean_name
+from foundry_upcycle.errors import CheckpointError
+
+__all__ = ['ShardedReader', 'shard_files']
+
+_PREFIX = 'state.model.'
+
+_METADATA_GLOBALS = {
+    ('torch', 'Size'),
+    ('torch.serialization', '_get_layout'),
+    ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
+    ('collections', 'OrderedDict'),
+    *(('pathlib', name) for name in ('PosixPath', 'WindowsPath', 'Path')),
+    *(('torch.distributed.checkpoint.metadata', name) for name in (
+        'BytesStorageMetadata',
+        'ChunkStorageMetadata',
+        'Metadata',
+        'MetadataIndex',
+        'StorageMeta',
+        'TensorProperties',
+        'TensorStorageMetadata',
+        '_MEM_FORMAT_ENCODING',
+    )),
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == 'torch' and isinstance(
+            getattr(torch, name, None),
+            torch.dtype,
+        )
+        if is_dtype or (module, name) in _METADATA_GLOBALS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f'{module}.{name} is not allowed')
+
+
+class _Index:
+    """What a folder's ``.metadata`` says about the model.
+
+    Attributes:
+        tensors: Tensor name -> its key and chunks.
+        config_keys: Keys of the model's config.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        metadata = _load_metadata(path)
+        self._storage: dict[MetadataIndex, Any] = metadata.storage_data or {}
+        stored = metadata.state_dict_metadata
+        self.tensors = {
+            clean_name(key.removeprefix(_PREFIX)): (key, info)
+            for key, info in stored.items()
+            if key.startswith(_PREFIX)
+            and isinstance(info, TensorStorageMetadata)
+        }
+        if not self.tensors:
+            raise CheckpointError(
+                path,
+                'its .metadata lists no state.model tensors, so Composer did '
+                'not write it.',
+                'set source_path to a Composer checkpoint.',
+            )
+        prefix = f'{CONFIG_KEY}.'
+        self.config_keys = [key for key in stored if key.startswith(prefix)]
+
+    def entry(self, key: str, offsets: Optional[torch.Size] = None) -> Any:
+        """Where one chunk of a tensor, or a value that is none, is stored."""
+        index = MetadataIndex(key, offsets)
+        if index not in self._storage:
+            raise CheckpointError(
+                Path(self.path, '.metadata'),
+                f'it does not say where {key} is stored.',
+                'copy the folder again, or save the checkpoint again.',
+            )
+        return self._storage[index]
+
+    def needed_bytes(self) -> dict[str, int]:
+        """Files that hold the model, and how long each must be at least."""
+        entries = [self.entry(key) for key in self.config_keys]
+        for key, info in self.tensors.values():
+            entries += [self.entry(key, chunk.offsets) for chunk in info.chunks]
+        needed: dict[str, int] = {}
+        for entry in entries:
+            end = entry.offset + entry.length
+            file = entry.relative_path
+            needed[file] = max(needed.get(file, 0), end)
+        return needed
+
+
+def _load_metadata(path: str) -> Metadata:
+    file = Path(path, '.metadata')
+    if not file.is_file():
+        raise CheckpointError(
+            path,
+            'the folder has no .metadata file.',
+            'set source_path to the folder of one saved batch (such as '
+            'ep0-ba100), which holds .metadata and *.distcp files.',
+        )
+    try:
+        with file.open('rb') as stream:
+            metadata = _MetadataUnpickler(stream).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f'it holds {type(metadata)}')
+        return metadata
+    # Damaged bytes make an unpickler raise almost anything.
+    except Exception as error:
+        raise CheckpointError(
+            file,
+            f'it is damaged or not what PyTorch writes ({error}).',
+            'copy the folder again, or save the checkpoint again.',
+        ) from error
+
+
+def shard_files(path: str) -> set[str]:
+    """Names of the files, of a folder with ``.metadata``, that hold the model.
+
+    Raises:
+        CheckpointError: ``.metadata`` is damaged or not Composer's.
+    """
+    return set(_Index(path).needed_bytes())
+
+
+class ShardedReader:
+    """A ``CheckpointReader`` of a sharded folder.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        CheckpointError: A file is missing, truncated, damaged, or not
+            Composer's.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._index = _Index(path)
+        self._check_files()
+        self.tensors = {
+            name: TensorInfo(tuple(info.size), info.properties.dtype)
+            for name, (_, info) in self._index.tensors.items()
+        }
+        self.model_config = {
+            key.removeprefix(f'{CONFIG_KEY}.'): self._load_entry(key)
+            for key in self._index.config_keys
+        }
+
+    def _check_files(self) -> None:
+        for file, n_bytes in self._index.needed_bytes().items():
+            full = Path(self.path, file)
+            size = full.stat().st_size if full.is_file() else None
+            if size is None or size < n_bytes:
+                raise CheckpointError(
+                    full,
+                    'the shard is missing.' if size is None else
+                    f'the shard is truncated: {size} bytes, {n_bytes} needed.',
+                    'copy the folder again; every *.distcp file is needed.',
+                )
+
+    def _load_entry(
+        self,
+        key: str,
+        offsets: Optional[torch.Size] = None,
+    ) -> Any:
+        entry = self._index.entry(key, offsets)
+        with Path(self.path, entry.relative_path).open('rb') as stream:
+            stream.seek(entry.offset)
+            # torch.load looks for the archive's end at the stream's end.
+            data = io.BytesIO(stream.read(entry.length))
+        try:
+            return torch.load(data, map_location='cpu', weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                self.path,
+                f'the stored bytes of {key} are damaged.',
+                'copy the folder again.',
+            ) from error
+
+    def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
+        key, info = self._index.tensors[name]
+        out = torch.empty(
+            *info.size[:dim],
+            stop - start,
+            *info.size[dim + 1:],
+            dtype=info.properties.dtype,
+        )
+        for chunk in info.chunks:
+            offset, size = chunk.offsets[dim], chunk.sizes[dim]
+            first, last = max(start, offset), min(stop, offset + size)
+            if first >= last or 0 in chunk.sizes:
+                continue
+            stored = self._load_entry(key, chunk.offsets)
+            where = [
+                slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes)
+            ]
+            where[dim] = slice(first - start, last - start)
+            out[tuple(where)] = stored.narrow(dim, first - offset, last - first)
+        return out
