@@ -36,6 +36,9 @@ setup(
     python_requires='>=3.11',
     install_requires=[
         'llm-foundry>=0.22,<0.23',
+        # Foundry 0.22 imports pkg_resources and can use tiktoken, and
+        # requires neither.
+        'setuptools<81',
         'tiktoken>=0.4',
         'matplotlib>=3.8',
     ],

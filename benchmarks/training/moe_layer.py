@@ -7,6 +7,11 @@ median over rounds of the time of a dense GLU with the same active FLOPs
 (hidden size K * F) over the implementation's: 1 means that routing costs
 nothing. Shared machines drift, which pairs within a round cancel.
 
+On a CPU, glibc returns large gradients to the system and page-faults them in
+again, which costs one big weight (the dense layer's, ours) more than eight
+small ones (Mixtral's). To compare the layers, not the allocator, set
+MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592.
+
 Excluded: attention and the rest of a block, the auxiliary loss, the
 optimizer (which sees E * F, not K * F, hidden channels), communication.
 """
