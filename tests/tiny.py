@@ -134,14 +134,26 @@ def make_trainer(
     )
 
 
-def losses(log: InMemoryLogger) -> dict[str, list[float]]:
-    """Logged training losses by name."""
-    return {
-        name: [float(value)
-               for _, value in values]
-        for name, values in log.data.items()
-        if name.startswith('loss/train/')
-    }
+def train_and_save_dense(folder: Any) -> str:
+    """Trains the dense model for a step; returns its full checkpoint."""
+    trainer = make_trainer(
+        build_dense(),
+        duration='1ba',
+        save_folder=str(folder),
+        save_filename='dense.pt',
+    )
+    trainer.fit()
+    trainer.close()
+    return f'{folder}/dense.pt'
+
+
+def logged(log: InMemoryLogger, prefix: str) -> dict[str, list[float]]:
+    """Logged values of the metrics whose names start with ``prefix``."""
+    found = {}
+    for name, values in log.data.items():
+        if name.startswith(prefix):
+            found[name] = [float(value) for _, value in values]
+    return found
 
 
 def full_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -109,6 +109,8 @@ class RouterMonitor(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         del logger
+        if self.ffns:
+            return  # A second `fit` of the same trainer.
         for name, module in state.model.named_modules():
             match = _ROUTER_NAME.fullmatch(name)
             if match is None:

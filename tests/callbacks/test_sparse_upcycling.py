@@ -92,17 +92,10 @@ def test_optimizer_starts_fresh(source: str):
 
 
 def test_another_activation_is_refused(tmp_path):
-    trainer = tiny.make_trainer(
-        tiny.build_dense(),
-        duration='1ba',
-        save_folder=str(tmp_path),
-        save_filename='dense.pt',
-    )
-    trainer.fit()
-    trainer.close()
+    source = tiny.train_and_save_dense(tmp_path)
     with pytest.raises(ConfigError, match="ffn_act_fn=.*'relu'}: .*'silu'}"):
         make_trainer(
-            str(tmp_path / 'dense.pt'),
+            source,
             moe=tiny.build_moe({'ffn_act_fn': {
                 'name': 'relu',
             }}),
@@ -138,7 +131,7 @@ def run(source: str, folder: Path, stop: str | None = None) -> tuple:
     )
     trainer.fit(duration=stop)
     trainer.close()
-    return tiny.full_state(trainer.state.model), tiny.losses(log)
+    return tiny.full_state(trainer.state.model), tiny.logged(log, 'loss/train/')
 
 
 def test_resumed_equals_uninterrupted_and_converts_once(source, tmp_path):

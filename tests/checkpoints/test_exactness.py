@@ -110,15 +110,8 @@ def test_megablocks_has_another_default_activation(dense, moe):
         check_same_function(FakeReader(dense), moe)
 
 
-def test_composer_checkpoints_carry_the_config(dense, tmp_path):
-    trainer = tiny.make_trainer(
-        tiny.build_dense(),
-        duration='1ba',
-        save_folder=str(tmp_path),
-        save_filename='dense.pt',
-    )
-    trainer.fit()
-    trainer.close()
-    config = open_checkpoint(str(tmp_path / 'dense.pt')).model_config
+def test_composer_checkpoints_carry_the_config(tmp_path):
+    path = tiny.train_and_save_dense(tmp_path)
+    config = open_checkpoint(path).model_config
     assert config['attn_config.kv_n_heads'] == 2
     assert config['ffn_config.ffn_act_fn.name'] == 'silu'

@@ -191,14 +191,8 @@ def main(folder: Path) -> None:
         )
         trainer.fit()
         trainer.close()
-        routers = {
-            key: [float(value)
-                  for _, value in values]
-            for key, values in log.data.items()
-            if key.startswith('router/')
-        }
-        save(routers, folder / f'{name}.routers')
-        save(tiny.losses(log), folder / f'{name}.losses')
+        save(tiny.logged(log, 'router/'), folder / f'{name}.routers')
+        save(tiny.logged(log, 'loss/train/'), folder / f'{name}.losses')
         save(tiny.full_state(trainer.state.model), folder / f'{name}.trained')
 
     # Interrupted and resumed from sharded checkpoints.
@@ -227,7 +221,7 @@ def main(folder: Path) -> None:
     trainer, log = resumable()
     trainer.fit()
     trainer.close()
-    save(tiny.losses(log), folder / 'resumed.losses')
+    save(tiny.logged(log, 'loss/train/'), folder / 'resumed.losses')
     save(tiny.full_state(trainer.state.model), folder / 'resumed.trained')
 
     check_errors_reach_all_ranks(folder)
