@@ -1,6 +1,5 @@
 """The callback ``sparse_upcycling``: a run starts from a dense checkpoint."""
 
-import logging
 import resource
 import time
 import warnings
@@ -27,8 +26,6 @@ from foundry_upcycle.models.upcycled_mpt import ComposerUpcycledMPT
 from foundry_upcycle.recipes import get_recipe
 
 __all__ = ['SparseUpcycling']
-
-log = logging.getLogger(__name__)
 
 
 class SparseUpcycling(Callback):
@@ -78,7 +75,7 @@ class SparseUpcycling(Callback):
         del logger
         config = _model_config(state)
         if self.done:
-            log.info('Resumed from %s: upcycled already.', state.load_path)
+            _print(f'resumed from {state.load_path}, upcycled already')
             return
         _check_run(state)
         _warn_if_inexact(config.ffn_config)
@@ -131,15 +128,17 @@ class SparseUpcycling(Callback):
         )
         n_moe = sum(torch.Size(shape).numel() for shape in shapes.values())
         peaks = dist.all_gather_object(_peak_memory_bytes())
-        if dist.get_global_rank() == 0:
-            print(
-                f'sparse_upcycling: {self.config.source_path} '
-                f'({self.config.recipe["name"]}): '
-                f'{n_dense / 1e6:,.1f}M -> {n_moe / 1e6:,.1f}M parameters in '
-                f'{seconds:.1f} s, peak memory {max(peaks) / 2**30:.1f} GiB '
-                f'a rank',
-                flush=True,
-            )
+        _print(
+            f'{self.config.source_path} ({self.config.recipe["name"]}): '
+            f'{n_dense / 1e6:,.1f}M -> {n_moe / 1e6:,.1f}M parameters in '
+            f'{seconds:.1f} s, peak memory {max(peaks) / 2**30:.1f} GiB a rank',
+        )
+
+
+def _print(message: str) -> None:
+    # Not a log message: Foundry shows those of its own modules only.
+    if dist.get_global_rank() == 0:
+        print(f'sparse_upcycling: {message}', flush=True)
 
 
 def _model_config(state: State) -> MPTConfig:

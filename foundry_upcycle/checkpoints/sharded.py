@@ -1,6 +1,5 @@
 """Reads a folder that ``torch.distributed.checkpoint`` wrote for Composer."""
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any, Optional
@@ -11,6 +10,7 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from foundry_upcycle.checkpoints.base import CONFIG_KEY, TensorInfo
 from foundry_upcycle.checkpoints.names import clean_name
@@ -179,12 +179,11 @@ class ShardedReader:
         offsets: Optional[torch.Size] = None,
     ) -> Any:
         entry = self._index.entry(key, offsets)
-        with Path(self.path, entry.relative_path).open('rb') as stream:
-            stream.seek(entry.offset)
-            # torch.load looks for the archive's end at the stream's end.
-            data = io.BytesIO(stream.read(entry.length))
         try:
-            return torch.load(data, map_location='cpu', weights_only=True)
+            with Path(self.path, entry.relative_path).open('rb') as stream:
+                # torch.load looks for the archive's end at the stream's end.
+                view = _create_file_view(stream, entry.offset, entry.length)
+                return torch.load(view, map_location='cpu', weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 self.path,
@@ -194,6 +193,9 @@ class ShardedReader:
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         key, info = self._index.tensors[name]
+        if len(info.chunks) == 1:
+            stored = self._load_entry(key, info.chunks[0].offsets)
+            return stored.narrow(dim, start, stop - start)
         out = torch.empty(
             *info.size[:dim],
             stop - start,

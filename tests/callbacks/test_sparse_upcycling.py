@@ -134,11 +134,17 @@ def run(source: str, folder: Path, stop: str | None = None) -> tuple:
     return tiny.full_state(trainer.state.model), tiny.logged(log, 'loss/train/')
 
 
-def test_resumed_equals_uninterrupted_and_converts_once(source, tmp_path):
+def test_resumed_equals_uninterrupted_and_converts_once(
+    source,
+    tmp_path,
+    capsys,
+):
     weights, losses = run(source, tmp_path / 'whole')
     run(source, tmp_path / 'parts', stop='2ba')
     Path(source).unlink()  # Whoever converts again must fail.
+    capsys.readouterr()
     resumed_weights, resumed_losses = run(source, tmp_path / 'parts')
+    assert 'latest-rank0.pt, upcycled already' in capsys.readouterr().out
     assert weights.keys() == resumed_weights.keys()
     for name, weight in weights.items():
         assert torch.equal(weight, resumed_weights[name]), name
