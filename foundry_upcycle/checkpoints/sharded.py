@@ -182,7 +182,9 @@ class ShardedReader:
         try:
             with Path(self.path, entry.relative_path).open('rb') as stream:
                 # torch.load looks for the archive's end at the stream's end.
-                view = _create_file_view(stream, entry.offset, entry.length)
+                view: Any = _create_file_view(
+                    stream, entry.offset, entry.length
+                )
                 return torch.load(view, map_location='cpu', weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
