@@ -27,14 +27,9 @@ class _Sums:
     entropy: torch.Tensor
     n_tokens: torch.Tensor
 
-    def add(
-        self, scores_TE: torch.Tensor, top_experts_TK: torch.Tensor
-    ) -> None:
+    def add(self, scores_TE: torch.Tensor, counts_E: torch.Tensor) -> None:
         scores_TE = scores_TE.detach().double()
-        self.counts_E += torch.bincount(
-            top_experts_TK.flatten(),
-            minlength=self.counts_E.numel(),
-        )
+        self.counts_E += counts_E
         self.scores_E += scores_TE.sum(dim=0)
         self.entropy += torch.special.entr(scores_TE).sum()
         self.n_tokens += scores_TE.shape[0]
@@ -134,16 +129,16 @@ class RouterMonitor(Callback):
             del args
             if not module.training:
                 return
-            # MegaBlocks' routers give logits, too, or not: always between.
-            is_ours = isinstance(output, RouterOutput)
-            top_experts_TK = output.top_experts_TK if is_ours else output[-1]
             scores_TE = output[0]
+            E = scores_TE.shape[-1]
             if layer not in self.sums:
-                self.sums[layer] = _Sums.zeros(
-                    scores_TE.shape[-1],
-                    scores_TE.device,
-                )
-            self.sums[layer].add(scores_TE, top_experts_TK)
+                self.sums[layer] = _Sums.zeros(E, scores_TE.device)
+            if isinstance(output, RouterOutput):
+                counts_E = output.tokens_per_expert_E
+            else:
+                # MegaBlocks' routers give logits, too, or not: in between.
+                counts_E = torch.bincount(output[-1].flatten(), minlength=E)
+            self.sums[layer].add(scores_TE, counts_E)
 
         return hook
 

@@ -110,9 +110,7 @@ def _setting(flat: Mapping[str, Any], name: str) -> Any:
 
 def _default(name: str) -> Any:
     section, _, key = name.partition('.')
-    return attn_config_defaults[key] if section == 'attn_config' and (
-        key in attn_config_defaults
-    ) else None
+    return attn_config_defaults.get(key) if section == 'attn_config' else None
 
 
 def _activation(value: Any, ffn_type: Any) -> dict[str, Any]:

@@ -101,8 +101,8 @@ class ParameterWriter:
                 start=first - expert * F,
                 stop=last - expert * F,
             )
-            local_RD[first - start:last -
-                     start].copy_(self.recipe(dense_rows, rows), )
+            part_RD = local_RD[first - start:last - start]
+            part_RD.copy_(self.recipe(dense_rows, rows))
 
 
 def local_rows(name: str, parameter: torch.Tensor) -> tuple[torch.Tensor, int]:

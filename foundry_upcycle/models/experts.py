@@ -9,7 +9,11 @@ from typing import Any, Callable, Optional, Union
 import torch
 from torch import nn
 
-from foundry_upcycle.models.grouped import grouped_mm, permute_rows
+from foundry_upcycle.models.grouped import (
+    compute_dtype,
+    grouped_mm,
+    permute_rows,
+)
 from foundry_upcycle.models.router import RouterOutput
 
 __all__ = [
@@ -117,6 +121,8 @@ def _forward_grouped(
     inverse_S[order_S] = torch.arange(T * K, device=order_S.device)
     group_sizes = routing.tokens_per_expert_E.tolist()
 
+    # Cast once, and before the rows are copied K times.
+    x_TD = x_TD.to(compute_dtype(x_TD))
     slots_SD = x_TD.unsqueeze(1).expand(-1, K, -1).reshape(T * K, -1)
     x_SD = permute_rows(slots_SD, order_S, inverse_S)
     hidden_SF = mlp.hidden(

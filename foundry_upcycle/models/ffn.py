@@ -13,7 +13,7 @@ from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.experts import BACKENDS, MLP_TYPES, Experts
 from foundry_upcycle.models.router import Router, RouterOutput
 
-__all__ = ['UpcycledDMoE', 'build_upcycled_dmoe']
+__all__ = ['UpcycledDMoE', 'build_upcycled_dmoe', 'refuse_biases']
 
 
 class UpcycledDMoE(nn.Module):
@@ -162,15 +162,7 @@ def build_upcycled_dmoe(
             'upcycled_dmoe has no such setting.',
             'remove it, or see build_upcycled_dmoe for the names.',
         )
-    if bias:
-        raise ConfigError(
-            'model.no_bias',
-            False,
-            'the experts hold no biases, so a dense model with them cannot '
-            'be upcycled exactly.',
-            'set no_bias: true (attention_bias: true keeps the biases of the '
-            'QKV projections) and start from a dense model trained so.',
-        )
+    refuse_biases(bias)
     _check('mlp_type', mlp_type, mlp_type in MLP_TYPES, f'{set(MLP_TYPES)}')
     backends = {'auto', *BACKENDS}
     _check('backend', backend, backend in backends, f'{backends}')
@@ -212,6 +204,23 @@ def build_upcycled_dmoe(
         backend='grouped' if backend == 'auto' else backend,
         device=device,
     )
+
+
+def refuse_biases(bias: bool) -> None:
+    """Refuses a model with biases, whichever mixture of experts it has.
+
+    Raises:
+        ConfigError: ``bias`` is true: ``model.no_bias`` is not set.
+    """
+    if bias:
+        raise ConfigError(
+            'model.no_bias',
+            False,
+            'experts hold no biases, so a dense model with gate and up biases '
+            'cannot be upcycled exactly.',
+            'set no_bias: true (attention_bias: true keeps the biases of the '
+            'QKV projections) and start from a dense model trained so.',
+        )
 
 
 def _is_whole(value: Any) -> bool:

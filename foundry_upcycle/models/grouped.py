@@ -7,7 +7,15 @@ from typing import Any, Sequence
 
 import torch
 
-__all__ = ['grouped_mm', 'permute_rows']
+__all__ = ['compute_dtype', 'grouped_mm', 'permute_rows']
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype a matrix product of ``x`` runs in: autocast's where it is on."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 class _PermuteRows(torch.autograd.Function):
@@ -106,12 +114,7 @@ def grouped_mm(
         group_sizes: E row counts that sum to S; a count may be 0.
 
     Returns:
-        Products (S, N), in the autocast dtype where autocast is on, else in
-        the dtype of ``x_SM``.
+        Products (S, N), in the ``compute_dtype`` of ``x_SM``.
     """
-    device = x_SM.device.type
-    dtype = (
-        torch.get_autocast_dtype(device)
-        if torch.is_autocast_enabled(device) else x_SM.dtype
-    )
+    dtype = compute_dtype(x_SM)
     return _GroupedMM.apply(x_SM.to(dtype), w_EMN.to(dtype), tuple(group_sizes))

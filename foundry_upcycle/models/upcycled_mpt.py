@@ -18,7 +18,11 @@ from llmfoundry.models.utils import init_empty_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.models.ffn import UpcycledDMoE, build_upcycled_dmoe
+from foundry_upcycle.models.ffn import (
+    UpcycledDMoE,
+    build_upcycled_dmoe,
+    refuse_biases,
+)
 from foundry_upcycle.models.losses import load_balancing_loss, router_z_loss
 from foundry_upcycle.models.router import RouterOutput
 
@@ -211,15 +215,7 @@ def _check_model_config(config: Mapping[str, Any]) -> None:
             "pip install 'foundry_upcycle[megablocks]' (it needs CUDA), or "
             'use upcycled_dmoe.',
         )
-    if not config.get('no_bias', False):
-        raise ConfigError(
-            'model.no_bias',
-            config.get('no_bias', False),
-            'experts hold no biases, so a dense model with gate and up biases '
-            'cannot be upcycled exactly.',
-            'set no_bias: true (attention_bias: true keeps the biases of the '
-            'QKV projections) and start from a dense model trained so.',
-        )
+    refuse_biases(bias=not config.get('no_bias', False))
 
 
 def _check_differentiable(routings: list[RouterOutput]) -> None:

@@ -134,6 +134,26 @@ def test_activation_checkpointing_keeps_the_shares():
             ), name
 
 
+def test_torch_dmoe_is_monitored_alike():
+    ours = tiny.build_moe()
+    ffn = {
+        'ffn_type': 'torch_dmoe',
+        'mlp_type': 'glu',
+        'moe_jitter_eps': None,
+        'moe_normalize_expert_weights': 1,
+        'uniform_expert_assignment': False,
+    }
+    theirs = tiny.build_moe(ffn)
+    theirs.load_state_dict(ours.state_dict())
+    # Before the first step: torch_dmoe has no balancing loss to train with.
+    logs = [train(model, duration='1ba') for model in (ours, theirs)]
+    names = [name for name in logs[0].data if name.startswith('router/')]
+    for name in names:
+        if 'expert_distance' not in name:
+            first, second = (value(log, name) for log in logs)
+            assert math.isclose(first, second, rel_tol=1e-5), name
+
+
 def test_a_dense_model_is_refused():
     with pytest.raises(
             ConfigError,
