@@ -12,14 +12,14 @@ from llmfoundry.models.mpt import MPTConfig
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
 from tqdm import tqdm
 
-from foundry_upcycle.checkpoints.base import CheckpointReader
+from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.exactness import check_same_function
 from foundry_upcycle.checkpoints.names import clean_name
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.plan import Plan, make_plan
-from foundry_upcycle.checkpoints.reader import open_checkpoint
 from foundry_upcycle.checkpoints.remote import local_checkpoint
 from foundry_upcycle.checkpoints.sync import raise_together
-from foundry_upcycle.checkpoints.writer import ParameterWriter
+from foundry_upcycle.checkpoints.writers.parameters import ParameterWriter
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.upcycled_mpt import ComposerUpcycledMPT
@@ -98,7 +98,7 @@ class SparseUpcycling(Callback):
 
     def _fill(
         self,
-        reader: CheckpointReader,
+        reader: Checkpoint,
         plan: Plan,
         parameters: Mapping[str, torch.Tensor],
     ) -> None:
@@ -119,7 +119,7 @@ class SparseUpcycling(Callback):
 
     def _print_summary(
         self,
-        reader: CheckpointReader,
+        reader: Checkpoint,
         shapes: Mapping[str, tuple[int, ...]],
         seconds: float,
     ) -> None:

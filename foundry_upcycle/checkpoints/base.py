@@ -1,13 +1,16 @@
-"""What every reader gives: tensors of a checkpoint by name and slice."""
+"""What every checkpoint gives: its tensors, by name and slice."""
 
-from typing import Any, Mapping, NamedTuple, Protocol
+import abc
+from typing import Any, Iterator, Mapping, NamedTuple
 
 import torch
 
-__all__ = ['CONFIG_KEY', 'CheckpointReader', 'TensorInfo', 'flatten']
+__all__ = ['CONFIG_KEY', 'Checkpoint', 'TensorInfo', 'flatten', 'nest']
 
 # Where Composer keeps the config of a Hugging Face model.
 CONFIG_KEY = 'state.integrations.huggingface.model.config.content'
+
+_BLOCK_BYTES = 64 * 2**20
 
 
 class TensorInfo(NamedTuple):
@@ -15,26 +18,45 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def n_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
-class CheckpointReader(Protocol):
-    """Model tensors of a checkpoint, under the names of Composer's model.
+
+class Checkpoint(abc.ABC):
+    """Model tensors under the names of Composer's model, read lazily.
+
+    A file, or a view of another checkpoint (such as a dense one seen as a
+    mixture of experts).
 
     Attributes:
-        path: Where the checkpoint is.
+        path: Where the checkpoint is, for messages.
         tensors: Every model tensor it holds.
-        model_config: The MPT config of the run that saved it, nested keys
-            joined by dots; empty where the checkpoint carries none.
+        model_config: The MPT config of the model, nested keys joined by dots;
+            empty where the checkpoint carries none.
     """
     path: str
     tensors: dict[str, TensorInfo]
     model_config: dict[str, Any]
 
+    @abc.abstractmethod
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         """Reads ``tensor.narrow(dim, start, stop - start)``, on the CPU.
 
         The result may be a view of the file: do not write to it.
         """
-        ...
+
+    def rows(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """Reads the same along dimension 0, block after block.
+
+        A block is small beside the tensor wherever the tensor is large, so
+        whoever lets go of each before the next needs little memory.
+        """
+        shape, dtype = self.tensors[name]
+        row_bytes = torch.Size(shape[1:]).numel() * dtype.itemsize
+        step = max(1, _BLOCK_BYTES // max(1, row_bytes))
+        for first in range(start, stop, step):
+            yield self.read(name, 0, first, min(stop, first + step))
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -46,3 +68,15 @@ def flatten(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
         else:
             leaves[f'{prefix}{key}'] = value
     return leaves
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``flatten``."""
+    nested: dict[str, Any] = {}
+    for name, value in leaves.items():
+        *outer, key = name.split('.')
+        inner = nested
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[key] = value
+    return nested

@@ -5,7 +5,7 @@ from typing import Any, Mapping
 
 from llmfoundry.models.utils.config_defaults import attn_config_defaults
 
-from foundry_upcycle.checkpoints.base import CheckpointReader, flatten
+from foundry_upcycle.checkpoints.base import Checkpoint, flatten
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['check_same_function']
@@ -43,7 +43,7 @@ _FUNCTION_SETTINGS = (
 
 
 def check_same_function(
-    reader: CheckpointReader,
+    reader: Checkpoint,
     config: Mapping[str, Any],
 ) -> None:
     """Checks that only the feed-forward layers' structure changed.

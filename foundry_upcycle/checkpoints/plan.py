@@ -7,7 +7,7 @@ source tensor is used, and all shapes agree before a byte is written.
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
-from foundry_upcycle.checkpoints.base import CheckpointReader, TensorInfo
+from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
 from foundry_upcycle.checkpoints.names import (
     EXPERT_WEIGHTS,
     is_moe_name,
@@ -57,7 +57,7 @@ class RouterTensor:
 Plan = list[CarriedTensor | ExpertTensor | RouterTensor]
 
 
-def make_plan(reader: CheckpointReader, targets: _Shapes) -> Plan:
+def make_plan(reader: Checkpoint, targets: _Shapes) -> Plan:
     """Maps every target tensor to where it comes from.
 
     Args:
@@ -84,7 +84,7 @@ def make_plan(reader: CheckpointReader, targets: _Shapes) -> Plan:
     return plan
 
 
-def _check_kinds(reader: CheckpointReader, targets: _Shapes) -> None:
+def _check_kinds(reader: Checkpoint, targets: _Shapes) -> None:
     if not any(is_moe_name(name) for name in targets):
         raise CheckpointError(
             reader.path,
@@ -117,7 +117,7 @@ def _check_kinds(reader: CheckpointReader, targets: _Shapes) -> None:
 
 
 def _plan_tensor(
-    reader: CheckpointReader,
+    reader: Checkpoint,
     target: str,
     targets: _Shapes,
     mlp_type: str,
@@ -157,7 +157,7 @@ def _plan_tensor(
     )
 
 
-def _dense_shape(reader: CheckpointReader, name: str) -> tuple[int, ...]:
+def _dense_shape(reader: Checkpoint, name: str) -> tuple[int, ...]:
     info: Optional[TensorInfo] = reader.tensors.get(name)
     if info is None:
         raise CheckpointError(
@@ -171,7 +171,7 @@ def _dense_shape(reader: CheckpointReader, name: str) -> tuple[int, ...]:
 
 
 def _check_shape(
-    reader: CheckpointReader,
+    reader: Checkpoint,
     name: str,
     shape: tuple[int, ...],
 ) -> None:

@@ -13,7 +13,7 @@ from composer.utils import (
 )
 from composer.utils.object_store import ObjectStore
 
-from foundry_upcycle.checkpoints.sharded import shard_files
+from foundry_upcycle.checkpoints.readers.sharded import shard_files
 from foundry_upcycle.checkpoints.sync import raise_together
 from foundry_upcycle.errors import CheckpointError
 

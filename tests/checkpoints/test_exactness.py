@@ -4,13 +4,13 @@ from typing import Any
 import pytest
 import tiny
 
-from foundry_upcycle.checkpoints.base import flatten
+from foundry_upcycle.checkpoints.base import Checkpoint, flatten
 from foundry_upcycle.checkpoints.exactness import check_same_function
-from foundry_upcycle.checkpoints.reader import open_checkpoint
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.errors import ConfigError
 
 
-class FakeReader:
+class FakeReader(Checkpoint):
     path = 'dense.pt'
     tensors: dict = {}
 

@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from composer.utils import file_helpers
 from composer.utils.object_store import LibcloudObjectStore
 
-from foundry_upcycle.checkpoints.reader import open_checkpoint
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.remote import local_checkpoint
 from foundry_upcycle.errors import CheckpointError
 

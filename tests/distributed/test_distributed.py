@@ -13,7 +13,7 @@ from composer.loggers import InMemoryLogger
 from llmfoundry.models.mpt import MPTForCausalLM
 from llmfoundry.utils.builders import build_callback
 
-from foundry_upcycle.checkpoints.reader import open_checkpoint
+from foundry_upcycle.checkpoints.open import open_checkpoint
 
 WORKER = Path(__file__).with_name('worker.py')
 TESTS = WORKER.parent.parent

@@ -20,7 +20,7 @@ from llmfoundry.utils.builders import build_callback
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from foundry_upcycle.checkpoints.writer import local_rows
+from foundry_upcycle.checkpoints.writers.parameters import local_rows
 from foundry_upcycle.errors import CheckpointError, ConfigError
 
 SHARDED: dict[str, Any] = {'fsdp': {'state_dict_type': 'sharded'}}

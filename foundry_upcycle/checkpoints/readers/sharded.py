@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from foundry_upcycle.checkpoints.base import CONFIG_KEY, TensorInfo
+from foundry_upcycle.checkpoints.base import CONFIG_KEY, Checkpoint, TensorInfo
 from foundry_upcycle.checkpoints.names import clean_name
 from foundry_upcycle.errors import CheckpointError
 
@@ -137,8 +137,8 @@ def shard_files(path: str) -> set[str]:
     return set(_Index(path).needed_bytes())
 
 
-class ShardedReader:
-    """A ``CheckpointReader`` of a sharded folder.
+class ShardedReader(Checkpoint):
+    """A ``Checkpoint`` of a sharded folder.
 
     Args:
         path: The folder.

@@ -8,7 +8,7 @@ import tiny
 import torch
 import torch.distributed.checkpoint as dcp
 
-from foundry_upcycle.checkpoints.reader import open_checkpoint
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.errors import CheckpointError
 
 

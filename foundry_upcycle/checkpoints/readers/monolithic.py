@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from torch.torch_version import TorchVersion
 
-from foundry_upcycle.checkpoints.base import CONFIG_KEY, TensorInfo, flatten
+from foundry_upcycle.checkpoints.base import (
+    CONFIG_KEY,
+    Checkpoint,
+    TensorInfo,
+    flatten,
+)
 from foundry_upcycle.checkpoints.names import clean_name
 from foundry_upcycle.errors import CheckpointError
 
@@ -33,8 +38,8 @@ def _safe_globals() -> list[Any]:
     ]
 
 
-class MonolithicReader:
-    """A ``CheckpointReader`` of a ``.pt`` file.
+class MonolithicReader(Checkpoint):
+    """A ``Checkpoint`` of a ``.pt`` file.
 
     Args:
         path: The file.

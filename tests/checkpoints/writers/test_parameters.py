@@ -2,9 +2,12 @@ import pytest
 import tiny
 import torch
 
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.plan import make_plan
-from foundry_upcycle.checkpoints.reader import open_checkpoint
-from foundry_upcycle.checkpoints.writer import ParameterWriter, local_rows
+from foundry_upcycle.checkpoints.writers.parameters import (
+    ParameterWriter,
+    local_rows,
+)
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.recipes import RECIPES
 

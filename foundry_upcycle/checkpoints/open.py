@@ -7,15 +7,15 @@ that knows only the classes such a file needs.
 
 import os
 
-from foundry_upcycle.checkpoints.base import CheckpointReader
-from foundry_upcycle.checkpoints.monolithic import MonolithicReader
-from foundry_upcycle.checkpoints.sharded import ShardedReader
+from foundry_upcycle.checkpoints.base import Checkpoint
+from foundry_upcycle.checkpoints.readers.monolithic import MonolithicReader
+from foundry_upcycle.checkpoints.readers.sharded import ShardedReader
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['open_checkpoint']
 
 
-def open_checkpoint(path: str) -> CheckpointReader:
+def open_checkpoint(path: str) -> Checkpoint:
     """Opens a local Composer checkpoint.
 
     Args:

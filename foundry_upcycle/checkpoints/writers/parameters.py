@@ -6,7 +6,7 @@ from typing import Iterable, Mapping
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from foundry_upcycle.checkpoints.base import CheckpointReader
+from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.plan import (
     CarriedTensor,
     ExpertTensor,
@@ -33,7 +33,7 @@ class ParameterWriter:
 
     def __init__(
         self,
-        reader: CheckpointReader,
+        reader: Checkpoint,
         recipe: Recipe,
         router_init_std: float,
         seed: int,
