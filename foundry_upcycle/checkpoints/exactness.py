@@ -3,24 +3,29 @@
 import warnings
 from typing import Any, Mapping
 
-from llmfoundry.models.utils.config_defaults import attn_config_defaults
-
-from foundry_upcycle.checkpoints.base import Checkpoint, flatten
+from foundry_upcycle.checkpoints.base import Checkpoint, nest
+from foundry_upcycle.checkpoints.settings import complete
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['check_same_function']
 
-# Settings of an MPT; one that is a mapping counts with all it holds.
+# As ``complete`` names them.
 _FUNCTION_SETTINGS = (
+    # First, as others follow from them.
+    'n_heads',
+    'head_dim',
     'attn_config.alibi',
     'attn_config.alibi_bias_max',
     'attn_config.attn_logit_softcapping',
-    'attn_config.attn_temperature_tuning',
-    'attn_config.attn_type',
+    'attn_config.attn_temperature_tuning.attn_scale',
+    'attn_config.attn_temperature_tuning.floor_scale',
     'attn_config.attn_uses_sequence_id',
     'attn_config.clip_qkv',
     'attn_config.fused_qkv',
     'attn_config.kv_n_heads',
+    'attn_config.nope',
+    'attn_config.norm_eps',
+    'attn_config.norm_type',
     'attn_config.qk_gn',
     'attn_config.qk_ln',
     'attn_config.rope',
@@ -32,10 +37,8 @@ _FUNCTION_SETTINGS = (
     'block_overrides',
     'ffn_config.ffn_act_fn',
     'final_logit_softcapping',
-    'head_dim',
     'learned_pos_emb',
     'logit_scale',
-    'n_heads',
     'norm_eps',
     'norm_type',
     'tie_word_embeddings',
@@ -68,56 +71,25 @@ def check_same_function(
             stacklevel=2,
         )
         return
-    flat = flatten(config)
+    dense, target = complete(nest(reader.model_config)), complete(config)
     for name in _FUNCTION_SETTINGS:
-        if '.' not in name and name not in reader.model_config:
-            continue  # An older Foundry had no such setting.
-        dense = _setting(reader.model_config, name)
-        target = _setting(flat, name)
-        if dense != target:
+        before, after = _value(dense, name), _value(target, name)
+        if before != after:
             raise ConfigError(
                 f'model.{name}',
-                target,
-                f'{reader.path} was trained with {dense!r}; with another '
+                after,
+                f'{reader.path} was trained with {before!r}; with another '
                 'value the model would compute something else.',
-                f'set it to {dense!r}.',
+                f'set it to {before!r}.',
             )
 
 
-def _setting(flat: Mapping[str, Any], name: str) -> Any:
-    """A setting's value, the same for all spellings of the same function."""
-    value: Any = flat.get(name, _default(name))
-    below = {
-        key.removeprefix(f'{name}.'): leaf
-        for key, leaf in flat.items()
-        if key.startswith(f'{name}.')
-    }
-    if below:
-        # An older Foundry's config may lack keys that have come since.
-        value = {**(value or {}), **below}
-    if name == 'norm_type':
-        # The same norm, in autocast's precision or by another kernel.
-        return value.removeprefix('low_precision_').removeprefix('triton_')
+def _value(settings: Mapping[str, Any], name: str) -> Any:
+    value = settings.get(name)
     if name == 'attn_config.rope_impl':
         # Two implementations of one function, except for dail's xpos.
-        kind = flat.get('attn_config.rope_dail_config.type')
+        kind = settings['attn_config.rope_dail_config.type']
         is_xpos = value == 'dail' and kind == 'xpos'
         return 'dail with xpos' if is_xpos else 'hf'
-    if name == 'ffn_config.ffn_act_fn':
-        return _activation(value, flat.get('ffn_config.ffn_type'))
-    return value
-
-
-def _default(name: str) -> Any:
-    section, _, key = name.partition('.')
-    return attn_config_defaults.get(key) if section == 'attn_config' else None
-
-
-def _activation(value: Any, ffn_type: Any) -> dict[str, Any]:
-    if value is None:
-        # MegaBlocks' default is not Foundry's.
-        approximate = 'tanh' if ffn_type == 'mb_dmoe' else 'none'
-        return {'name': 'gelu', 'approximate': approximate}
-    if value['name'] == 'gelu':
-        return {'approximate': 'none', **value}
-    return dict(value)
+    # What was computed in another order, or typed by hand.
+    return float(f'{value:.6g}') if isinstance(value, float) else value

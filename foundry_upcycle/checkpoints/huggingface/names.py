@@ -1,0 +1,210 @@
+"""The one table of where a Hugging Face tensor lies inside an MPT tensor.
+
+Shapes: D d_model, V vocabulary, H head_dim, Q heads * H, K key-value heads *
+H, F hidden size of a feed-forward layer or of one expert, E experts.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Iterator, Mapping
+
+import torch
+
+from foundry_upcycle.checkpoints.huggingface.architectures import ARCHITECTURES
+from foundry_upcycle.checkpoints.names import EXPERT_WEIGHTS
+from foundry_upcycle.checkpoints.settings import complete
+
+__all__ = ['Part', 'mpt_shapes', 'parts']
+
+_Row = tuple[str, str, str]
+
+# Hugging Face name, MPT name, Hugging Face shape, of each tensor in a block.
+# Tensors with one MPT name are stacked in it along dimension 0, in this order.
+_ATTENTION: tuple[_Row, ...] = (
+    ('input_layernorm.weight', 'norm_1.weight', 'D'),
+    ('self_attn.q_proj.weight', 'attn.Wq.weight', 'QD'),
+    ('self_attn.k_proj.weight', 'attn.Wk.weight', 'KD'),
+    ('self_attn.v_proj.weight', 'attn.Wv.weight', 'KD'),
+    ('self_attn.o_proj.weight', 'attn.out_proj.weight', 'DQ'),
+)
+_ATTENTION_BIAS: tuple[_Row, ...] = (
+    ('self_attn.q_proj.bias', 'attn.Wq.bias', 'Q'),
+    ('self_attn.k_proj.bias', 'attn.Wk.bias', 'K'),
+    ('self_attn.v_proj.bias', 'attn.Wv.bias', 'K'),
+)
+_QK_NORM: tuple[_Row, ...] = (
+    ('self_attn.q_norm.weight', 'attn.q_ln.weight', 'H'),
+    ('self_attn.k_norm.weight', 'attn.k_ln.weight', 'H'),
+)
+_FFN_NORM: tuple[
+    _Row, ...] = (('post_attention_layernorm.weight', 'norm_2.weight', 'D'), )
+_DENSE: tuple[_Row, ...] = (
+    ('mlp.gate_proj.weight', 'ffn.gate_proj.weight', 'FD'),
+    ('mlp.up_proj.weight', 'ffn.up_proj.weight', 'FD'),
+    ('mlp.down_proj.weight', 'ffn.down_proj.weight', 'DF'),
+)
+
+# Architecture -> its layer of experts, and how it calls their projections.
+_MOE_NAMES = {
+    'mixtral': (
+        'block_sparse_moe',
+        {
+            'gate_proj': 'w1',
+            'up_proj': 'w3',
+            'down_proj': 'w2',
+        },
+    ),
+    'qwen3_moe': (
+        'mlp',
+        {
+            'gate_proj': 'gate_proj',
+            'up_proj': 'up_proj',
+            'down_proj': 'down_proj',
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Hugging Face tensor as rows of an MPT tensor.
+
+    Attributes:
+        hf: Its name.
+        shape: Its shape.
+        mpt: Name of the MPT tensor.
+        start: First row of the MPT tensor.
+        stop: Row after the last.
+        transposed: Whether it is stored transposed.
+        scale: ``mpt = hf * scale + shift``, computed in float32.
+        shift: See ``scale``.
+    """
+    hf: str
+    shape: tuple[int, ...]
+    mpt: str
+    start: int
+    stop: int
+    transposed: bool = False
+    scale: float = 1.0
+    shift: float = 0.0
+
+    @property
+    def mpt_columns(self) -> tuple[int, ...]:
+        """Shape of a row of the MPT tensor."""
+        return self.shape[:1] if self.transposed else self.shape[1:]
+
+    @property
+    def is_affine(self) -> bool:
+        return (self.scale, self.shift) != (1.0, 0.0)
+
+    def dtype(self, stored: torch.dtype) -> torch.dtype:
+        """Of the other side's tensor: at least float32 where it is computed."""
+        if self.is_affine:
+            return torch.promote_types(stored, torch.float32)
+        return stored
+
+    def to_mpt(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Values of the MPT tensor from those of this one, and its layout."""
+        if self.is_affine:
+            tensor = tensor.to(self.dtype(tensor.dtype))
+            tensor = tensor * self.scale + self.shift
+        return tensor.T if self.transposed else tensor
+
+    def to_huggingface(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The inverse of ``to_mpt``."""
+        if self.is_affine:
+            tensor = tensor.to(self.dtype(tensor.dtype))
+            tensor = (tensor - self.shift) / self.scale
+        return tensor.T if self.transposed else tensor
+
+
+def parts(mpt_config: Mapping[str, Any], model_type: str) -> list[Part]:
+    """All tensors of a Hugging Face model, in its order.
+
+    Each row of each MPT tensor is in exactly one part.
+
+    Args:
+        mpt_config: The model's MPT settings, nested.
+        model_type: A key of ``ARCHITECTURES`` that can hold the model.
+    """
+    mpt = complete(mpt_config)
+    sizes = _sizes(mpt)
+    filled: dict[str, int] = {}
+    found = []
+    for hf, name, letters in _rows(mpt, model_type):
+        shape = tuple(sizes[letter] for letter in letters)
+        transposed = name.endswith('.w2')
+        start = filled.get(name, 0)
+        filled[name] = stop = start + shape[1 if transposed else 0]
+        scale, shift = _affine(hf, mpt['d_model'], model_type)
+        part = Part(hf, shape, name, start, stop, transposed, scale, shift)
+        found.append(part)
+    return found
+
+
+def mpt_shapes(of: list[Part]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the MPT tensors that the parts make up."""
+    # The last part of a tensor stops at its last row.
+    return {part.mpt: (part.stop, *part.mpt_columns) for part in of}
+
+
+def _sizes(mpt: Mapping[str, Any]) -> dict[str, int]:
+    head_dim = mpt['head_dim']
+    return {
+        'D': mpt['d_model'],
+        'V': mpt['vocab_size'],
+        'H': head_dim,
+        'Q': head_dim * mpt['n_heads'],
+        'K': head_dim * mpt['attn_config.kv_n_heads'],
+        'F': mpt['ffn_config.ffn_hidden_size'],
+        'E': mpt.get('ffn_config.moe_num_experts', 0),
+    }
+
+
+def _rows(mpt: Mapping[str, Any], model_type: str) -> Iterator[_Row]:
+    yield 'model.embed_tokens.weight', 'model.transformer.wte.weight', 'VD'
+    block = [*_block_rows(mpt, model_type)]
+    for layer in range(mpt['n_layers']):
+        for hf, name, shape in block:
+            yield (
+                f'model.layers.{layer}.{hf}',
+                f'model.transformer.blocks.{layer}.{name}',
+                shape,
+            )
+    yield 'model.norm.weight', 'model.transformer.norm_f.weight', 'D'
+    if not mpt['tie_word_embeddings']:
+        yield 'lm_head.weight', 'model.lm_head.weight', 'VD'
+
+
+def _block_rows(mpt: Mapping[str, Any], model_type: str) -> Iterator[_Row]:
+    attention: list[_Row] = [*_ATTENTION]
+    if mpt['attention_bias']:
+        attention += _ATTENTION_BIAS
+    if mpt['attn_config.qk_gn']:
+        attention += _QK_NORM
+    for hf, name, shape in attention:
+        if mpt['attn_config.fused_qkv']:
+            name = re.sub(r'attn\.W[qkv]\.', 'attn.Wqkv.', name)
+        yield hf, name, shape
+    yield from _FFN_NORM
+    if not ARCHITECTURES[model_type].is_moe:
+        yield from _DENSE
+        return
+    layer, projections = _MOE_NAMES[model_type]
+    yield f'{layer}.gate.weight', 'ffn.router.layer.weight', 'ED'
+    for expert in range(mpt['ffn_config.moe_num_experts']):
+        for weight, (dense, transposed) in EXPERT_WEIGHTS['glu'].items():
+            yield (
+                f'{layer}.experts.{expert}.{projections[dense]}.weight',
+                f'ffn.experts.mlp.{weight}',
+                'DF' if transposed else 'FD',
+            )
+
+
+def _affine(hf: str, d_model: int, model_type: str) -> tuple[float, float]:
+    """Scale and shift of a tensor, which only Gemma has."""
+    if not ARCHITECTURES[model_type].is_gemma:
+        return 1.0, 0.0
+    if hf == 'model.embed_tokens.weight':
+        return d_model**0.5, 0.0
+    return 1.0, float(hf.endswith('norm.weight'))

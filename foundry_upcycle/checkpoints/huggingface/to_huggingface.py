@@ -1,0 +1,168 @@
+"""MPT config to Hugging Face ``config.json``."""
+
+import math
+from typing import Any, Mapping, Optional
+
+from foundry_upcycle.checkpoints.huggingface.architectures import (
+    ACTIVATIONS,
+    NORMALIZE,
+    ROPE_TYPES,
+    TOKEN_IDS,
+    UNSUPPORTED,
+    Architecture,
+    accepted_activations,
+    get_architecture,
+)
+from foundry_upcycle.checkpoints.settings import complete
+from foundry_upcycle.errors import ConfigError
+
+__all__ = ['to_huggingface']
+
+
+def to_huggingface(
+    mpt_config: Mapping[str, Any],
+    model_type: Optional[str] = None,
+) -> dict[str, Any]:
+    """The ``config.json`` of the architecture that computes what an MPT does.
+
+    Transformers 4 and 5 and vLLM read it.
+
+    Args:
+        mpt_config: The MPT's settings, nested; missing ones have Foundry's
+            defaults.
+        model_type: The architecture; None chooses the plainest that fits.
+
+    Raises:
+        ConfigError: The architecture can't hold the model; the message names
+            the setting.
+    """
+    mpt = complete(mpt_config)
+    model_type = model_type or _choose(mpt)
+    architecture = get_architecture(model_type)
+    _check_settings(mpt, model_type, architecture)
+    activation = _hf_activation(mpt, model_type, architecture)
+    hf = {
+        'architectures': [architecture.class_name],
+        'model_type': model_type,
+        'head_dim': mpt['head_dim'],
+        'hidden_act': activation,
+        'rope_scaling': _hf_rope(mpt),
+    }
+    hf |= {name: mpt[key] for name, key in architecture.all_fields.items()}
+    hf |= _hf_window(mpt, model_type, architecture)
+    # Else transformers' defaults stand for another tokenizer's tokens.
+    hf |= {key: mpt[key] for key in TOKEN_IDS}
+    if architecture.is_gemma:
+        hf['hidden_activation'] = activation
+    if architecture.is_moe and NORMALIZE not in architecture.settings:
+        hf['norm_topk_prob'] = _hf_normalized(mpt, model_type)
+    return hf
+
+
+def _choose(mpt: Mapping[str, Any]) -> str:
+    is_moe = mpt['ffn_config.ffn_type'] == 'upcycled_dmoe'
+    if mpt['attn_config.qk_gn']:
+        return 'qwen3_moe' if is_moe else 'qwen3'
+    if is_moe:
+        return 'mixtral'
+    if mpt['attention_bias']:
+        return 'qwen2'
+    if mpt['logit_scale'] is not None:
+        return 'gemma'
+    has_window = mpt['attn_config.sliding_window_size'] != -1
+    return 'mistral' if has_window else 'llama'
+
+
+def _check_settings(
+    mpt: Mapping[str, Any],
+    model_type: str,
+    architecture: Architecture,
+) -> None:
+    required = UNSUPPORTED | architecture.all_settings
+    is_tied = mpt['tie_word_embeddings']
+    required['logit_scale'] = architecture.logit_scale(is_tied)
+    if mpt['attn_config.qk_gn']:
+        required['attn_config.norm_type'] = mpt['norm_type']
+        required['attn_config.norm_eps'] = mpt['norm_eps']
+    if mpt['attn_config.rope_impl'] == 'dail':
+        required['attn_config.rope_dail_config.type'] = 'original'
+        # It rotates this much of each head.
+        required['head_dim'] = mpt['d_model'] // mpt['n_heads']
+    found = {**UNSUPPORTED, **mpt}
+    for key, value in required.items():
+        if found.get(key) != value:
+            raise _unfit(key, found.get(key), model_type, repr(value))
+    for key in architecture.all_fields.values():
+        if found.get(key) is None:
+            raise _unfit(key, None, model_type, 'a number')
+    _check_softmax_scale(mpt, model_type)
+
+
+def _check_softmax_scale(mpt: Mapping[str, Any], model_type: str) -> None:
+    key = 'attn_config.softmax_scale'
+    expected = mpt['head_dim']**-0.5
+    if not math.isclose(mpt[key], expected, rel_tol=1e-6):
+        raise _unfit(key, mpt[key], model_type, f'head_dim^-0.5 = {expected}')
+
+
+def _unfit(key: str, value: Any, model_type: str, expected: str) -> ConfigError:
+    return ConfigError(
+        f'model.{key}',
+        value,
+        f'a Hugging Face {model_type} can hold only {expected}.',
+        'choose another architecture (--like), or keep this model in a '
+        'Composer checkpoint.',
+    )
+
+
+def _hf_activation(
+    mpt: Mapping[str, Any],
+    model_type: str,
+    architecture: Architecture,
+) -> str:
+    found = mpt['ffn_config.ffn_act_fn']
+    known = {'name', 'approximate'}
+    function = (found['name'], found.get('approximate'))
+    accepted = accepted_activations(architecture)
+    for name in accepted:
+        if ACTIVATIONS[name] == function and found.keys() <= known:
+            return name
+    key = 'ffn_config.ffn_act_fn'
+    raise _unfit(key, found, model_type, ' or '.join(accepted))
+
+
+def _hf_rope(mpt: Mapping[str, Any]) -> Optional[dict[str, Any]]:
+    rope = mpt['attn_config.rope_hf_config']
+    if mpt['attn_config.rope_impl'] == 'dail' or rope['type'] == 'no_scaling':
+        return None
+    for hf_type, (mpt_type, names) in ROPE_TYPES.items():
+        if mpt_type == rope['type']:
+            return {'rope_type': hf_type, **{n: rope[n] for n in names}}
+    key = 'attn_config.rope_hf_config.type'
+    known = ', '.join(mpt_type for mpt_type, _ in ROPE_TYPES.values())
+    raise _unfit(key, rope['type'], 'model', known)
+
+
+def _hf_window(
+    mpt: Mapping[str, Any],
+    model_type: str,
+    architecture: Architecture,
+) -> dict[str, Any]:
+    key = 'attn_config.sliding_window_size'
+    size = mpt[key]
+    if size != -1 and not architecture.window_keys:
+        raise _unfit(key, size, model_type, '-1')
+    width = None if size == -1 else size + 1
+    values = {
+        'use_sliding_window': width is not None,
+        'sliding_window': width,
+        'max_window_layers': 0 if width else mpt['n_layers'],
+    }
+    return {name: values[name] for name in architecture.window_keys}
+
+
+def _hf_normalized(mpt: Mapping[str, Any], model_type: str) -> bool:
+    order = mpt.get(NORMALIZE)
+    if order and order != 1:
+        raise _unfit(NORMALIZE, order, model_type, '1 or None')
+    return bool(order)

@@ -1,0 +1,117 @@
+"""The settings of an MPT, complete, and each function in one spelling."""
+
+import math
+from inspect import signature
+from typing import Any, Mapping
+
+from llmfoundry.models.layers.ffn import resolve_ffn_hidden_size
+from llmfoundry.models.mpt.configuration_mpt import MPTConfig
+
+from foundry_upcycle.checkpoints.base import flatten
+from foundry_upcycle.models.ffn import build_upcycled_dmoe
+from foundry_upcycle.models.upcycled_mpt import MOE_FFN_TYPES
+
+__all__ = ['complete']
+
+# Mappings that count as one value.
+_WHOLE = ('attn_config.rope_hf_config', 'ffn_config.ffn_act_fn')
+
+
+def complete(mpt_config: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of an MPT, keys joined by dots.
+
+    What is missing has Foundry's default (a config that an older Foundry saved
+    lacks what has come since), and different spellings of the same function
+    become one: ``low_precision_rmsnorm`` and ``rmsnorm``, multi-head attention
+    and grouped queries with all heads, no softmax scale and the default one,
+    the three mixtures of experts.
+
+    Args:
+        mpt_config: Nested settings.
+    """
+    given = flatten(mpt_config)
+    mpt = {**flatten(MPTConfig().to_dict()), **given}
+    mpt['block_overrides'] = mpt_config.get('block_overrides')
+    if given.get('attention_bias') is None:
+        mpt['attention_bias'] = not mpt['no_bias']
+    if mpt['attn_config.rope']:
+        mpt['learned_pos_emb'] = False  # As MPTConfig does.
+    # The attention has defaults of its own.
+    mpt.setdefault('attn_config.norm_type', 'low_precision_layernorm')
+    mpt.setdefault('attn_config.norm_eps', 1e-5)
+    for key in ('norm_type', 'attn_config.norm_type'):
+        norm = mpt[key].lower().removeprefix('low_precision_')
+        mpt[key] = norm.removeprefix('triton_')
+    mpt['logit_scale'] = _logit_scale(mpt)
+    for key in _WHOLE:
+        mpt[key] = _take_below(mpt, key)
+    return mpt | _attention(mpt) | _ffn(mpt)
+
+
+def _take_below(flat: dict[str, Any], name: str) -> dict[str, Any]:
+    """Takes the mapping of this name out of flat settings."""
+    keys = [key for key in flat if key.startswith(f'{name}.')]
+    return {key.removeprefix(f'{name}.'): flat.pop(key) for key in keys}
+
+
+def _logit_scale(mpt: Mapping[str, Any]) -> Any:
+    scale = mpt['logit_scale']
+    if not isinstance(scale, (int, float)):
+        return scale
+    if math.isclose(scale, mpt['d_model']**-0.5, rel_tol=1e-6):
+        return 'inv_sqrt_d_model'
+    return None if scale == 1 else scale
+
+
+def _attention(mpt: Mapping[str, Any]) -> dict[str, Any]:
+    D, n_heads = mpt['d_model'], mpt['n_heads']
+    scale = mpt['attn_config.softmax_scale']
+    kv_n_heads = {'multihead_attention': n_heads, 'multiquery_attention': 1}
+    return {
+        'head_dim':
+        mpt['head_dim'] or D // n_heads,
+        'attn_config.softmax_scale':
+        (D / n_heads)**-0.5 if scale is None else scale,
+        'attn_config.kv_n_heads':
+        kv_n_heads.get(
+            mpt['attn_config.attn_type'],
+            mpt.get('attn_config.kv_n_heads'),
+        ),
+    }
+
+
+def _ffn(mpt: Mapping[str, Any]) -> dict[str, Any]:
+    ffn = {
+        'ffn_config.ffn_act_fn':
+        _activation(mpt),
+        'ffn_config.ffn_hidden_size':
+        resolve_ffn_hidden_size(
+            mpt['d_model'],
+            mpt['expansion_ratio'],
+            mpt.get('ffn_config.ffn_hidden_size'),
+        ),
+    }
+    ffn_type = mpt['ffn_config.ffn_type']
+    if ffn_type == 'upcycled_dmoe':
+        parameters = signature(build_upcycled_dmoe).parameters.values()
+        defaults = {f'ffn_config.{p.name}': p.default for p in parameters}
+        return {**defaults, **_section(mpt), **ffn}
+    if ffn_type in MOE_FFN_TYPES:
+        ffn['ffn_config.ffn_type'] = 'upcycled_dmoe'
+    return ffn
+
+
+def _section(mpt: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in mpt.items() if k.startswith('ffn_config.')}
+
+
+def _activation(mpt: Mapping[str, Any]) -> dict[str, Any]:
+    activation = mpt['ffn_config.ffn_act_fn']
+    if not activation:
+        # MegaBlocks' default is not Foundry's.
+        is_megablocks = mpt['ffn_config.ffn_type'] == 'mb_dmoe'
+        approximate = 'tanh' if is_megablocks else 'none'
+        return {'name': 'gelu', 'approximate': approximate}
+    if activation['name'] == 'gelu':
+        return {'approximate': 'none', **activation}
+    return activation

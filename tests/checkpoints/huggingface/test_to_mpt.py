@@ -1,0 +1,396 @@
+import warnings
+from typing import Any
+
+import pytest
+
+from foundry_upcycle.checkpoints.huggingface.to_huggingface import (
+    to_huggingface,
+)
+from foundry_upcycle.checkpoints.huggingface.to_mpt import to_mpt
+from foundry_upcycle.errors import ConfigError
+
+# As published.
+LLAMA_3_8B: dict[str, Any] = {
+    'architectures': ['LlamaForCausalLM'],
+    'attention_bias': False,
+    'attention_dropout': 0.0,
+    'bos_token_id': 128000,
+    'eos_token_id': 128001,
+    'hidden_act': 'silu',
+    'hidden_size': 4096,
+    'initializer_range': 0.02,
+    'intermediate_size': 14336,
+    'max_position_embeddings': 8192,
+    'model_type': 'llama',
+    'num_attention_heads': 32,
+    'num_hidden_layers': 32,
+    'num_key_value_heads': 8,
+    'pretraining_tp': 1,
+    'rms_norm_eps': 1e-05,
+    'rope_scaling': None,
+    'rope_theta': 500000.0,
+    'tie_word_embeddings': False,
+    'torch_dtype': 'bfloat16',
+    'transformers_version': '4.40.0.dev0',
+    'use_cache': True,
+    'vocab_size': 128256,
+}
+LLAMA3_ROPE = {
+    'factor': 8.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+    'rope_type': 'llama3',
+}
+QWEN2_05B: dict[str, Any] = {
+    'architectures': ['Qwen2ForCausalLM'],
+    'attention_dropout': 0.0,
+    'bos_token_id': 151643,
+    'eos_token_id': 151643,
+    'hidden_act': 'silu',
+    'hidden_size': 896,
+    'initializer_range': 0.02,
+    'intermediate_size': 4864,
+    'max_position_embeddings': 131072,
+    'max_window_layers': 24,
+    'model_type': 'qwen2',
+    'num_attention_heads': 14,
+    'num_hidden_layers': 24,
+    'num_key_value_heads': 2,
+    'rms_norm_eps': 1e-06,
+    'rope_theta': 1000000.0,
+    'sliding_window': 131072,
+    'tie_word_embeddings': True,
+    'torch_dtype': 'bfloat16',
+    'transformers_version': '4.40.1',
+    'use_cache': True,
+    'use_sliding_window': False,
+    'vocab_size': 151936,
+}
+MISTRAL_7B: dict[str, Any] = {
+    'architectures': ['MistralForCausalLM'],
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+    'hidden_act': 'silu',
+    'hidden_size': 4096,
+    'initializer_range': 0.02,
+    'intermediate_size': 14336,
+    'max_position_embeddings': 32768,
+    'model_type': 'mistral',
+    'num_attention_heads': 32,
+    'num_hidden_layers': 32,
+    'num_key_value_heads': 8,
+    'rms_norm_eps': 1e-05,
+    'rope_theta': 10000.0,
+    'sliding_window': 4096,
+    'tie_word_embeddings': False,
+    'torch_dtype': 'bfloat16',
+    'transformers_version': '4.34.0.dev0',
+    'use_cache': True,
+    'vocab_size': 32000,
+}
+UNSCALED = {'type': 'no_scaling', 'factor': 1.0}
+# What each published model is in MPT, beside what all of them are.
+PUBLISHED = {
+    'Llama-3-8B': (
+        LLAMA_3_8B,
+        {
+            'd_model': 4096,
+            'n_heads': 32,
+            'n_layers': 32,
+            'vocab_size': 128256
+        },
+        {
+            'max_seq_len': 8192,
+            'norm_eps': 1e-5,
+            'tie_word_embeddings': False
+        },
+        {
+            'kv_n_heads': 8,
+            'rope_theta': 500000,
+            'sliding_window_size': -1
+        },
+        {
+            'ffn_hidden_size': 14336
+        },
+        UNSCALED,
+        False,
+    ),
+    'Llama-3.1-8B': (
+        {
+            **LLAMA_3_8B,
+            'max_position_embeddings': 131072,
+            'rope_scaling': LLAMA3_ROPE,
+            'mlp_bias': False,
+            'eos_token_id': [128001, 128008, 128009],
+        },
+        {
+            'd_model': 4096,
+            'n_heads': 32,
+            'n_layers': 32,
+            'vocab_size': 128256
+        },
+        {
+            'max_seq_len': 131072,
+            'norm_eps': 1e-5,
+            'tie_word_embeddings': False
+        },
+        {
+            'kv_n_heads': 8,
+            'rope_theta': 500000,
+            'sliding_window_size': -1
+        },
+        {
+            'ffn_hidden_size': 14336
+        },
+        {
+            'type': 'llama3',
+            'factor': 8.0,
+            'low_freq_factor': 1.0,
+            'high_freq_factor': 4.0,
+            'original_max_position_embeddings': 8192,
+        },
+        False,
+    ),
+    'Qwen2-0.5B': (
+        QWEN2_05B,
+        {
+            'd_model': 896,
+            'n_heads': 14,
+            'n_layers': 24,
+            'vocab_size': 151936
+        },
+        {
+            'max_seq_len': 131072,
+            'norm_eps': 1e-6,
+            'tie_word_embeddings': True
+        },
+        {
+            'kv_n_heads': 2,
+            'rope_theta': 1000000,
+            'sliding_window_size': -1
+        },
+        {
+            'ffn_hidden_size': 4864
+        },
+        UNSCALED,
+        True,
+    ),
+    'Mistral-7B-v0.1': (
+        MISTRAL_7B,
+        {
+            'd_model': 4096,
+            'n_heads': 32,
+            'n_layers': 32,
+            'vocab_size': 32000
+        },
+        {
+            'max_seq_len': 32768,
+            'norm_eps': 1e-5,
+            'tie_word_embeddings': False
+        },
+        # 4,096 tokens with the token itself.
+        {
+            'kv_n_heads': 8,
+            'rope_theta': 10000,
+            'sliding_window_size': 4095
+        },
+        {
+            'ffn_hidden_size': 14336
+        },
+        UNSCALED,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_models(name):
+    hf, sizes, rest, attn, ffn, rope, attention_bias = PUBLISHED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        section = to_mpt(hf)
+    assert section == {
+        **sizes,
+        **rest,
+        'no_bias': True,
+        'attention_bias': attention_bias,
+        'learned_pos_emb': False,
+        'logit_scale': None,
+        'norm_type': 'rmsnorm',
+        'attn_config': {
+            **attn,
+            'attn_type': 'grouped_query_attention',
+            'attn_impl': 'torch',
+            'attn_pdrop': 0.0,
+            'softmax_scale': (sizes['d_model'] / sizes['n_heads'])**-0.5,
+            'fused_qkv': True,
+            'qk_gn': False,
+            'rope': True,
+            'rope_impl': 'hf',
+            'rope_hf_config': rope,
+        },
+        'ffn_config': {
+            **ffn,
+            'ffn_type': 'mptglu',
+            'ffn_act_fn': {
+                'name': 'silu',
+            },
+        },
+    }
+    back = to_huggingface(section)
+    ignored = {'torch_dtype', 'transformers_version', 'use_cache'}
+    ignored |= {'initializer_range', 'pretraining_tp', 'mlp_bias'}
+    ignored |= {'bos_token_id', 'eos_token_id', 'attention_bias'}
+    ignored |= {'sliding_window'} if name.startswith('Qwen2') else set()
+    kept = {key: value for key, value in hf.items() if key not in ignored}
+    assert {key: back[key] for key in kept} == kept
+
+
+def test_both_styles_of_transformers_are_one():
+    style_5 = {k: v for k, v in LLAMA_3_8B.items() if not k.startswith('rope')}
+    style_5['dtype'] = style_5.pop('torch_dtype')
+    style_5['head_dim'] = None
+    rope = {**LLAMA3_ROPE, 'rope_theta': 500000.0, 'partial_rotary_factor': 1}
+    style_5['rope_parameters'] = rope
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        section = to_mpt(style_5)
+    assert section == to_mpt({**LLAMA_3_8B, 'rope_scaling': LLAMA3_ROPE})
+    legacy = {'type': 'linear', 'factor': 2.0}
+    rope = {'rope_type': 'linear', 'factor': 2.0}
+    expected = to_mpt({**LLAMA_3_8B, 'rope_scaling': rope})
+    assert to_mpt({**LLAMA_3_8B, 'rope_scaling': legacy}) == expected
+    default = {'type': 'default', 'factor': 3.0}
+    expected = to_mpt(LLAMA_3_8B)
+    assert to_mpt({**LLAMA_3_8B, 'rope_scaling': default}) == expected
+
+
+def test_transformers_5_calls_all_experts_local():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        hf = {'model_type': 'qwen3_moe', 'num_local_experts': 9}
+        assert to_mpt(hf)['ffn_config']['moe_num_experts'] == 9
+    expected = to_mpt({'model_type': 'qwen3_moe', 'num_experts': 9})
+    assert to_mpt(hf) == expected
+
+
+@pytest.mark.parametrize(
+    'model_type,heads,kv_heads,head_dim',
+    [
+        ('llama', 32, 32, None),
+        ('mistral', 32, 8, None),
+        ('qwen3', 32, 32, None),  # 128, which is also D / heads.
+        ('gemma', 16, 16, 256),  # D / heads would be 192.
+        ('mixtral', 32, 8, None),
+        ('qwen3_moe', 32, 4, None),
+    ],
+)
+def test_missing_keys_are_transformers_defaults(
+    model_type,
+    heads,
+    kv_heads,
+    head_dim,
+):
+    section = to_mpt({'model_type': model_type})
+    assert section['n_heads'] == heads
+    assert section['attn_config']['kv_n_heads'] == kv_heads
+    assert section.get('head_dim') == head_dim
+
+
+def test_defaults_that_follow_from_other_keys():
+    section = to_mpt({'model_type': 'llama', 'num_attention_heads': 8})
+    assert section['attn_config']['kv_n_heads'] == 8
+    assert 'head_dim' not in section
+
+
+def test_a_head_size_of_its_own_needs_unfused_projections():
+    section = to_mpt({**LLAMA_3_8B, 'head_dim': 64})
+    assert section['head_dim'] == 64
+    assert section['attn_config']['softmax_scale'] == 64**-0.5
+    assert not section['attn_config']['fused_qkv']
+
+
+def test_the_norm_of_queries_and_keys_is_the_models():
+    attn = to_mpt({'model_type': 'qwen3', 'rms_norm_eps': 0.5})['attn_config']
+    assert (attn['qk_gn'], attn['norm_type']) == (True, 'rmsnorm')
+    assert attn['norm_eps'] == 0.5
+
+
+def test_unknown_keys_are_named():
+    hf = {**LLAMA_3_8B, 'use_qk_norm': True, 'nope_layers': [1], 'x': None}
+    message = 'config.json has nope_layers, use_qk_norm, which'
+    with pytest.warns(UserWarning, match=message):
+        to_mpt(hf)
+
+
+def test_whole_layers_may_be_given_by_kind():
+    hf = {**QWEN2_05B, 'use_sliding_window': True, 'sliding_window': 8}
+    for kind, size in (('full_attention', -1), ('sliding_attention', 7)):
+        section = to_mpt({**hf, 'layer_types': [kind] * 24})
+        assert section['attn_config']['sliding_window_size'] == size
+    for first, size in ((0, 7), (24, -1)):
+        section = to_mpt({**hf, 'max_window_layers': first})
+        assert section['attn_config']['sliding_window_size'] == size
+
+
+YARN = {'rope_type': 'yarn', 'factor': 2.0}
+
+
+@pytest.mark.parametrize(
+    'changes,message',
+    [
+        ({'model_type': 'bert'}, "model_type='bert': .*not known.*llama, mist"),
+        ({'model_type': None}, 'model_type=None: .*not known'),
+        (
+            {'model_type': 'gemma2'},
+            "model_type='gemma2': .*norms after attention .*soft-capping",
+        ),
+        ({'rope_scaling': YARN}, "rope_scaling.rope_type='yarn'"),
+        ({'rope_parameters': YARN}, "rope_parameters.rope_type='yarn'"),
+        ({'rope_scaling': {'type': 'dynamic'}}, "rope_type='dynamic'"),
+        ({'rope_scaling': {'type': 'longrope'}}, "rope_type='longrope'"),
+        ({'rope_scaling': {'type': 'linear'}}, 'rope_scaling.factor=None'),
+        ({'rope_scaling': {'x': 1}}, 'rope_scaling.x=1'),
+        ({'rope_scaling': 'linear'}, "rope_scaling='linear': it is no mapping"),
+        ({'attention_bias': True}, 'attention_bias=True: .*output projection'),
+        ({'model_type': 'qwen3', 'attention_bias': True}, 'attention_bias=Tru'),
+        ({'mlp_bias': True}, 'mlp_bias=True: .*have biases'),
+        ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
+        ({'attn_logit_softcapping': 50.0}, 'attn_logit_softcapping=50.0'),
+        ({'final_logit_softcapping': 30.0}, 'final_logit_softcapping=30.0'),
+        ({'quantization_config': {'bits': 4}}, 'quantization_config=.*quantis'),
+        ({'hidden_act': 'xielu'}, "hidden_act='xielu': .*silu or gelu"),
+        ({'model_type': 'gemma', 'hidden_act': 'gelu'}, "hidden_act='gelu': .*"
+         'gelu_pytorch_tanh'),
+        ({'model_type': 'gemma', 'hidden_activation': 'gelu'}, 'not differ'),
+        ({'model_type': 'mixtral', 'hidden_act': 'gelu'}, "hidden_act='gelu'"),
+        ({'num_attention_heads': 33}, 'num_attention_heads=33: .*not 4096'),
+        ({'hidden_size': '4096'}, "hidden_size='4096': it is a size"),
+        ({'num_hidden_layers': 0}, 'num_hidden_layers=0: it is a size'),
+        ({'head_dim': True}, 'head_dim=True: it is a size'),
+        ({'model_type': 'gemma', 'num_key_value_heads': None}, 'heads=None'),
+        ({'model_type': 'qwen3_moe', 'decoder_sparse_step': 2}, 'step=2: some'),
+        ({'model_type': 'qwen3_moe', 'mlp_only_layers': [3]}, r'layers=\[3\]'),
+        (
+            {
+                'model_type': 'qwen2',
+                'use_sliding_window': True,
+                'max_window_layers': 28,
+            },
+            'max_window_layers=28: .*layers would differ',
+        ),
+        (
+            {'layer_types': ['full_attention', 'sliding_attention']},
+            r"layer_types=\['full_attention', 'sliding_attention'\]: .*differ",
+        ),
+        (
+            {'layer_types': ['sliding_attention']},
+            'layer_types=.*sliding_window=None, .*have no window',
+        ),
+    ],
+)  # yapf: disable
+@pytest.mark.filterwarnings('ignore:config.json has')
+def test_what_mpt_cannot_express_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        to_mpt({**LLAMA_3_8B, **changes})
