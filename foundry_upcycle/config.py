@@ -1,11 +1,14 @@
 """What a user may set, validated; imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any, Literal, Mapping
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['UpcyclingConfig']
+__all__ = ['FileFormat', 'UpcyclingConfig']
+
+# What an offline conversion writes.
+FileFormat = Literal['pt', 'dcp', 'safetensors']
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,10 @@ class UpcyclingConfig:
     """How a dense checkpoint becomes a mixture of experts.
 
     Attributes:
-        source_path: The dense checkpoint: a Composer ``.pt`` file or sharded
-            (DCP) folder, local or any URI that Composer's ``load_path``
-            takes. ``{rank}`` is replaced by 0, as Composer does.
+        source_path: The dense checkpoint: a Composer ``.pt`` file, a sharded
+            (DCP) folder or a Hugging Face folder with safetensors, local or
+            any URI that Composer's ``load_path`` takes. ``{rank}`` is
+            replaced by 0, as Composer does.
         recipe: ``name`` of a recipe and its settings.
         router_init_std: Standard deviation of the routers' initial weights.
         seed: Seeds whatever is drawn; the result does not depend on the
@@ -33,8 +37,8 @@ class UpcyclingConfig:
                 f'{prefix}.source_path',
                 self.source_path,
                 'it names no checkpoint.',
-                'set it to a dense Composer checkpoint: a .pt file, a sharded '
-                'folder, or the URI of one.',
+                'set it to a dense checkpoint: a Composer .pt file or sharded '
+                'folder, a Hugging Face folder, or the URI of one.',
             )
         if not isinstance(self.recipe, Mapping) or 'name' not in self.recipe:
             raise ConfigError(

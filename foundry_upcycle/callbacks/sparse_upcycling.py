@@ -3,7 +3,7 @@
 import resource
 import time
 import warnings
-from typing import Any, Mapping, Optional
+from typing import Any, Iterable, Mapping, Optional
 
 import torch
 from composer import Callback, Logger, State
@@ -16,10 +16,10 @@ from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.exactness import check_same_function
 from foundry_upcycle.checkpoints.names import clean_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
-from foundry_upcycle.checkpoints.plan import Plan, make_plan
 from foundry_upcycle.checkpoints.remote import local_checkpoint
 from foundry_upcycle.checkpoints.sync import raise_together
-from foundry_upcycle.checkpoints.writers.parameters import ParameterWriter
+from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
+from foundry_upcycle.checkpoints.writers.parameters import fill_parameters
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.upcycled_mpt import ComposerUpcycledMPT
@@ -62,7 +62,7 @@ class SparseUpcycling(Callback):
             router_init_std=router_init_std,
             seed=seed,
         )
-        self.recipe = get_recipe(self.config.recipe)
+        get_recipe(self.config.recipe)  # Fails here, not at the first step.
         self.done = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,49 +82,28 @@ class SparseUpcycling(Callback):
         started = time.monotonic()
         with local_checkpoint(self.config.source_path) as path:
             with raise_together():
-                reader = open_checkpoint(path)
-                check_same_function(reader, config.to_dict())
+                dense = open_checkpoint(path)
+                check_same_function(dense, config.to_dict())
                 parameters = {
                     clean_name(name): parameter
                     for name, parameter in state.model.named_parameters()
                 }
                 shapes = {n: tuple(p.shape) for n, p in parameters.items()}
-                plan = make_plan(reader, shapes)
-                self._fill(reader, plan, parameters)
+                upcycled = UpcycledCheckpoint(dense, shapes, self.config)
+                fill_parameters(upcycled, parameters, _progress(shapes))
         if isinstance(state.model, ComposerUpcycledMPT):
             state.model.mark_weights_loaded()
         self.done = True
-        self._print_summary(reader, shapes, time.monotonic() - started)
-
-    def _fill(
-        self,
-        reader: Checkpoint,
-        plan: Plan,
-        parameters: Mapping[str, torch.Tensor],
-    ) -> None:
-        writer = ParameterWriter(
-            reader,
-            self.recipe,
-            router_init_std=self.config.router_init_std,
-            seed=self.config.seed,
-        )
-        progress = tqdm(
-            plan,
-            desc='sparse_upcycling',
-            unit='tensor',
-            delay=2,
-            disable=dist.get_global_rank() != 0,
-        )
-        writer.write(progress, parameters)
+        self._print_summary(dense, shapes, time.monotonic() - started)
 
     def _print_summary(
         self,
-        reader: Checkpoint,
+        dense: Checkpoint,
         shapes: Mapping[str, tuple[int, ...]],
         seconds: float,
     ) -> None:
         n_dense = sum(
-            torch.Size(i.shape).numel() for i in reader.tensors.values()
+            torch.Size(i.shape).numel() for i in dense.tensors.values()
         )
         n_moe = sum(torch.Size(shape).numel() for shape in shapes.values())
         peaks = dist.all_gather_object(_peak_memory_bytes())
@@ -133,6 +112,16 @@ class SparseUpcycling(Callback):
             f'{n_dense / 1e6:,.1f}M -> {n_moe / 1e6:,.1f}M parameters in '
             f'{seconds:.1f} s, peak memory {max(peaks) / 2**30:.1f} GiB a rank',
         )
+
+
+def _progress(names: Iterable[str]) -> Iterable[str]:
+    return tqdm(
+        names,
+        desc='sparse_upcycling',
+        unit='tensor',
+        delay=2,
+        disable=dist.get_global_rank() != 0,
+    )
 
 
 def _print(message: str) -> None:

@@ -8,6 +8,7 @@ __all__ = [
     'ExpertName',
     'clean_name',
     'is_moe_name',
+    'expert_name',
     'parse_expert_name',
     'parse_router_name',
 ]
@@ -27,6 +28,7 @@ EXPERT_WEIGHTS: dict[str, dict[str, tuple[str, bool]]] = {
 }
 
 _EXPERT = re.compile(r'(.*\.blocks\.(\d+)\.ffn)\.experts\.mlp\.(w1|v1|w2)')
+_DENSE = re.compile(r'(.*\.blocks\.(\d+)\.ffn)\.(\w+_proj)\.weight')
 _ROUTER = re.compile(r'.*\.blocks\.(\d+)\.ffn\.router\.layer\.weight')
 
 # Wrappers that put themselves into parameter names.
@@ -34,7 +36,7 @@ _WRAPPERS = ('_checkpoint_wrapped_module.', '_orig_mod.')
 
 
 class ExpertName(NamedTuple):
-    """A parsed expert weight name.
+    """The name of a stack of experts' weights, parsed.
 
     Attributes:
         ffn: Name of the feed-forward layer, up to and with ``ffn``.
@@ -46,6 +48,10 @@ class ExpertName(NamedTuple):
     weight: str
 
     @property
+    def name(self) -> str:
+        return f'{self.ffn}.experts.mlp.{self.weight}'
+
+    @property
     def router_name(self) -> str:
         """Name of the weight that routes to it."""
         return f'{self.ffn}.router.layer.weight'
@@ -55,11 +61,26 @@ class ExpertName(NamedTuple):
         projection, _ = EXPERT_WEIGHTS[mlp_type][self.weight]
         return f'{self.ffn}.{projection}.weight'
 
+    def is_transposed(self, mlp_type: str) -> bool:
+        """Whether the dense weight is stored as (D, F)."""
+        return EXPERT_WEIGHTS[mlp_type][self.weight][1]
+
 
 def parse_expert_name(name: str) -> Optional[ExpertName]:
     """Parses the name of an expert weight; None for any other name."""
     match = _EXPERT.fullmatch(name)
     return ExpertName(match[1], int(match[2]), match[3]) if match else None
+
+
+def expert_name(dense_name: str, mlp_type: str) -> Optional[ExpertName]:
+    """What becomes of a dense weight; None if it is no FFN's projection."""
+    match = _DENSE.fullmatch(dense_name)
+    if match is None:
+        return None
+    for weight, (projection, _) in EXPERT_WEIGHTS[mlp_type].items():
+        if projection == match[3]:
+            return ExpertName(match[1], int(match[2]), weight)
+    return None
 
 
 def parse_router_name(name: str) -> Optional[int]:

@@ -8,23 +8,35 @@ that knows only the classes such a file needs.
 import os
 
 from foundry_upcycle.checkpoints.base import Checkpoint
+from foundry_upcycle.checkpoints.huggingface.reader import (
+    HuggingFaceReader,
+    is_huggingface_folder,
+    weight_files,
+)
 from foundry_upcycle.checkpoints.readers.monolithic import MonolithicReader
-from foundry_upcycle.checkpoints.readers.sharded import ShardedReader
+from foundry_upcycle.checkpoints.readers.sharded import (
+    ShardedReader,
+    shard_files,
+)
 from foundry_upcycle.errors import CheckpointError
 
-__all__ = ['open_checkpoint']
+__all__ = ['checkpoint_files', 'open_checkpoint']
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """Opens a local Composer checkpoint.
+    """Opens a local checkpoint.
 
     Args:
-        path: A monolithic ``.pt`` file or a sharded (DCP) folder.
+        path: Composer's monolithic ``.pt`` file or sharded (DCP) folder, or a
+            Hugging Face folder with safetensors.
 
     Raises:
         CheckpointError: It is missing, damaged, none of these formats, or
             would execute code to be read.
+        ConfigError: MPT can't express the Hugging Face model.
     """
+    if is_huggingface_folder(path):
+        return HuggingFaceReader(path)
     if os.path.isdir(path):
         return ShardedReader(path)
     if os.path.isfile(path):
@@ -32,5 +44,15 @@ def open_checkpoint(path: str) -> Checkpoint:
     raise CheckpointError(
         path,
         'there is no such file or folder.',
-        'set source_path to a dense Composer checkpoint.',
+        'name a Composer checkpoint (.pt or sharded folder) or a Hugging Face '
+        'folder.',
     )
+
+
+def checkpoint_files(path: str) -> list[str]:
+    """Names of a checkpoint's files, in its folder, that a conversion reads."""
+    if is_huggingface_folder(path):
+        return sorted(weight_files(path))
+    if os.path.isdir(path):
+        return ['.metadata', *sorted(shard_files(path))]
+    return [os.path.basename(path)]

@@ -16,7 +16,14 @@ from foundry_upcycle.checkpoints.names import (
 )
 from foundry_upcycle.errors import CheckpointError
 
-__all__ = ['CarriedTensor', 'ExpertTensor', 'Plan', 'RouterTensor', 'make_plan']
+__all__ = [
+    'CarriedTensor',
+    'ExpertTensor',
+    'Plan',
+    'RouterTensor',
+    'make_plan',
+    'refuse_mixture',
+]
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
@@ -84,6 +91,22 @@ def make_plan(reader: Checkpoint, targets: _Shapes) -> Plan:
     return plan
 
 
+def refuse_mixture(reader: Checkpoint) -> None:
+    """Refuses a checkpoint that is no dense one.
+
+    Raises:
+        CheckpointError: It holds experts.
+    """
+    experts = [name for name in reader.tensors if is_moe_name(name)]
+    if experts:
+        raise CheckpointError(
+            reader.path,
+            f'it is a mixture of experts already (it holds {experts[0]}).',
+            'start from a dense checkpoint; to go on training this one, remove '
+            'sparse_upcycling and set load_path.',
+        )
+
+
 def _check_kinds(reader: Checkpoint, targets: _Shapes) -> None:
     if not any(is_moe_name(name) for name in targets):
         raise CheckpointError(
@@ -92,14 +115,7 @@ def _check_kinds(reader: Checkpoint, targets: _Shapes) -> None:
             'set model.name: upcycled_mpt and model.ffn_config.ffn_type: '
             'upcycled_dmoe.',
         )
-    experts = [name for name in reader.tensors if is_moe_name(name)]
-    if experts:
-        raise CheckpointError(
-            reader.path,
-            f'it is a mixture of experts already (it holds {experts[0]}).',
-            'set source_path to a dense checkpoint; to go on training this '
-            'one, remove sparse_upcycling and set load_path.',
-        )
+    refuse_mixture(reader)
     biases = [n for n in reader.tensors if '.ffn.' in n and n.endswith('.bias')]
     if biases:
         raise CheckpointError(

@@ -13,6 +13,11 @@ from composer.utils import (
 )
 from composer.utils.object_store import ObjectStore
 
+from foundry_upcycle.checkpoints.huggingface.reader import (
+    INDEX,
+    SINGLE,
+    weight_files,
+)
 from foundry_upcycle.checkpoints.readers.sharded import shard_files
 from foundry_upcycle.checkpoints.sync import raise_together
 from foundry_upcycle.errors import CheckpointError
@@ -101,14 +106,19 @@ def _download_and_signal(store: ObjectStore, uri: str, folder: Path) -> None:
 def _download(store: ObjectStore, remote: str, local: Path) -> None:
     remote = _follow_symlink(store, remote, local.with_name('link'))
     local.mkdir()
-    try:
-        _fetch(store, f'{remote}/.metadata', local / '.metadata')
-    except FileNotFoundError:
+    if _fetch_if_there(store, f'{remote}/.metadata', local / '.metadata'):
+        names = shard_files(str(local))
+    elif _fetch_if_there(store, f'{remote}/config.json', local / 'config.json'):
+        for name in (INDEX, SINGLE):
+            _fetch_if_there(store, f'{remote}/{name}', local / name)
+        names = weight_files(str(local))
+    else:
         local.rmdir()
         _fetch(store, remote, local)
         return
-    for name in sorted(shard_files(str(local))):
-        _fetch(store, f'{remote}/{name}', local / name)
+    for name in sorted(names):
+        if not (local / name).exists():
+            _fetch(store, f'{remote}/{name}', local / name)
 
 
 def _follow_symlink(store: ObjectStore, remote: str, local: Path) -> str:
@@ -120,6 +130,14 @@ def _follow_symlink(store: ObjectStore, remote: str, local: Path) -> str:
             raise
         return remote
     return local.read_text().strip()
+
+
+def _fetch_if_there(store: ObjectStore, remote: str, local: Path) -> bool:
+    try:
+        _fetch(store, remote, local)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _fetch(store: ObjectStore, remote: str, local: Path) -> None:
