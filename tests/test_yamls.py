@@ -3,6 +3,7 @@
 import copy
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator, Mapping, Optional
 
 import pytest
@@ -28,6 +29,10 @@ from llmfoundry.utils.config_utils import (
 )
 from omegaconf import OmegaConf
 
+from foundry_upcycle.checkpoints.base import flatten
+from foundry_upcycle.checkpoints.exactness import check_same_function
+from foundry_upcycle.checkpoints.huggingface.to_mpt import to_mpt
+from foundry_upcycle.checkpoints.settings import complete
 from foundry_upcycle.planning.flops import ModelShape
 
 YAMLS = Path(__file__).parents[1] / 'yamls'
@@ -239,3 +244,53 @@ def test_the_two_sides_cost_the_same(size: str):
         tokens = Time.from_timestring(cfg['max_duration']).value
         flops.append(tokens * shape.training_flops_per_token(4096))
     assert flops[0] == pytest.approx(flops[1], rel=0.02)
+
+
+def test_llama3_is_what_its_config_json_says():
+    # As published.
+    section = to_mpt({
+        'model_type': 'llama',
+        'hidden_act': 'silu',
+        'hidden_size': 4096,
+        'intermediate_size': 14336,
+        'max_position_embeddings': 8192,
+        'num_attention_heads': 32,
+        'num_hidden_layers': 32,
+        'num_key_value_heads': 8,
+        'rms_norm_eps': 1e-05,
+        'rope_theta': 500000.0,
+        'tie_word_embeddings': False,
+        'vocab_size': 128256,
+    })
+    model = load('upcycle_llama3_8b')['model']
+    source = SimpleNamespace(path='llama', model_config=flatten(section))
+    check_same_function(source, model)
+    imported, written = complete(section), complete(model)
+    for key in (
+            'd_model',
+            'n_layers',
+            'max_seq_len',
+            'vocab_size',
+            'no_bias',
+            'attention_bias',
+            'ffn_config.ffn_hidden_size',
+    ):
+        assert written[key] == imported[key], key
+
+
+def test_llama3_is_accepted_and_of_the_size_it_says():
+    cfg = load('upcycle_llama3_8b')
+    _, config = make_dataclass_and_log_config(
+        OmegaConf.create(cfg),
+        TrainConfig,
+        TRAIN_CONFIG_KEYS,
+        transforms='all',
+    )
+    assert config.run_name == 'upcycle_llama3_8b_20e9tok'
+    shape = ModelShape.from_config(cfg['model'])
+    assert shape.n_total_params == pytest.approx(47.5e9, rel=1e-3)
+    assert shape.n_active_params == pytest.approx(13.1e9, rel=5e-3)
+    assert set(cfg['fsdp_config']) <= FSDP2Config.settable_attrs()
+    for label, kwargs in cfg['callbacks'].items():
+        build_callback(label, copy.deepcopy(kwargs), train_config=cfg)
+    assert cfg['tokenizer']['name'] == 'models/Meta-Llama-3-8B'

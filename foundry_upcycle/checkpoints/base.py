@@ -1,11 +1,19 @@
 """What every checkpoint gives: its tensors, by name and slice."""
 
 import abc
+import warnings
 from typing import Any, Iterator, Mapping, NamedTuple
 
 import torch
 
-__all__ = ['CONFIG_KEY', 'Checkpoint', 'TensorInfo', 'flatten', 'nest']
+__all__ = [
+    'CONFIG_KEY',
+    'Checkpoint',
+    'TensorInfo',
+    'dtype_name',
+    'flatten',
+    'nest',
+]
 
 # Where Composer keeps the config of a Hugging Face model.
 CONFIG_KEY = 'state.integrations.huggingface.model.config.content'
@@ -46,6 +54,23 @@ class Checkpoint(abc.ABC):
         The result may be a view of the file: do not write to it.
         """
 
+    def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Warns, once for each name, if ``tensor`` has NaN or infinite values.
+
+        For readers of files to return what they read through.
+        """
+        # Any of them spoils the sum, which is quick.
+        if tensor.numel() and not tensor.sum().isfinite():
+            warned = self.__dict__.setdefault('_warned_of', set())
+            if name not in warned and not tensor.isfinite().all():
+                warned.add(name)
+                warnings.warn(
+                    f'{self.path}: {name} has NaN or infinite values; what is '
+                    'made of it will have them too.',
+                    stacklevel=3,
+                )
+        return tensor
+
     def rows(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
         """Reads the same along dimension 0, block after block.
 
@@ -57,6 +82,11 @@ class Checkpoint(abc.ABC):
         step = max(1, _BLOCK_BYTES // max(1, row_bytes))
         for first in range(start, stop, step):
             yield self.read(name, 0, first, min(stop, first + step))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``bfloat16`` and the like."""
+    return str(dtype).removeprefix('torch.')
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.checkpoints.writers.sharded import write_sharded
+from foundry_upcycle.conversion.export_hf import export_hf
 from foundry_upcycle.errors import CheckpointError
 
 
@@ -178,3 +180,30 @@ def test_symlink_to_a_folder_is_followed(sharded: str, tmp_path):
     shutil.rmtree(sharded)
     with pytest.raises(CheckpointError, match='no such file'):
         open_checkpoint(str(link))
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('kind', ['monolithic', 'sharded', 'huggingface'])
+def test_numbers_that_are_none_are_warned_of_once(tmp_path, kind, value):
+    name = 'model.transformer.blocks.1.ffn.down_proj.weight'
+    model = tiny.build_dense()
+    model.state_dict()[name][3, 5] = value
+    source = tiny.save_dense(model, tmp_path / 'dense.pt')
+    checkpoint = open_checkpoint(source)
+    if kind == 'sharded':
+        write_sharded(checkpoint, tmp_path / 'dcp', None, lambda n: None)
+        checkpoint = open_checkpoint(str(tmp_path / 'dcp'))
+    elif kind == 'huggingface':
+        export_hf(source, str(tmp_path / 'hf'))
+        checkpoint = open_checkpoint(str(tmp_path / 'hf'))
+    is_mpt = kind != 'huggingface'
+    named = name if is_mpt else 'model.layers.1.mlp.down_proj.weight'
+    with pytest.warns(UserWarning) as warned:
+        for other, info in checkpoint.tensors.items():
+            for _ in range(2):
+                checkpoint.read(other, 0, 0, info.shape[0])
+    found = [str(w.message) for w in warned if 'infinite' in str(w.message)]
+    assert found == [
+        f'{checkpoint.path}: {named} has NaN or infinite values; what is made '
+        'of it will have them too.',
+    ]

@@ -4,7 +4,12 @@ from typing import Any, Mapping, Optional
 
 import torch
 
-from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo, nest
+from foundry_upcycle.checkpoints.base import (
+    Checkpoint,
+    TensorInfo,
+    dtype_name,
+    nest,
+)
 from foundry_upcycle.checkpoints.huggingface.names import (
     Part,
     mpt_shapes,
@@ -100,4 +105,4 @@ def _name_of_dtype(tensors: Mapping[str, TensorInfo]) -> str:
     dtype = next(iter(tensors.values())).dtype
     for info in tensors.values():
         dtype = torch.promote_types(dtype, info.dtype)
-    return str(dtype).removeprefix('torch.')
+    return dtype_name(dtype)

@@ -117,7 +117,7 @@ class HuggingFaceReader(Checkpoint):
         try:
             # Closed after each read, so that its mapped pages are released.
             with safe_open(file, framework='pt') as stream:
-                return stream.get_slice(name)[where]
+                return self._finite(name, stream.get_slice(name)[where])
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 file,

@@ -1,11 +1,13 @@
 """Reads a folder that ``torch.distributed.checkpoint`` wrote for Composer."""
 
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import IO, Any, Iterator, Optional
 
 import torch
 from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
     TensorStorageMetadata,
@@ -14,6 +16,10 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from foundry_upcycle.checkpoints.base import CONFIG_KEY, Checkpoint, TensorInfo
 from foundry_upcycle.checkpoints.names import clean_name
+from foundry_upcycle.checkpoints.readers.monolithic import (
+    StoredTensor,
+    load_structure,
+)
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['ShardedReader', 'shard_files']
@@ -152,12 +158,14 @@ class ShardedReader(Checkpoint):
         self.path = path
         self._index = _Index(path)
         self._check_files()
+        # Chunks of tensors that were read before: key and offsets -> where.
+        self._located: dict[tuple[str, torch.Size], StoredTensor] = {}
         self.tensors = {
             name: TensorInfo(tuple(info.size), info.properties.dtype)
             for name, (_, info) in self._index.tensors.items()
         }
         self.model_config = {
-            key.removeprefix(f'{CONFIG_KEY}.'): self._load_entry(key)
+            key.removeprefix(f'{CONFIG_KEY}.'): self._load_value(key)
             for key in self._index.config_keys
         }
 
@@ -173,19 +181,19 @@ class ShardedReader(Checkpoint):
                     'copy the folder again; every *.distcp file is needed.',
                 )
 
-    def _load_entry(
+    @contextmanager
+    def _open_entry(
         self,
         key: str,
         offsets: Optional[torch.Size] = None,
-    ) -> Any:
+    ) -> Iterator[IO[bytes]]:
+        """Yields an entry of a file as if it were a file of its own."""
         entry = self._index.entry(key, offsets)
         try:
-            with Path(self.path, entry.relative_path).open('rb') as stream:
+            with Path(self.path, entry.relative_path).open('rb') as file:
                 # torch.load looks for the archive's end at the stream's end.
-                view: Any = _create_file_view(
-                    stream, entry.offset, entry.length
-                )
-                return torch.load(view, map_location='cpu', weights_only=True)
+                view: Any = _create_file_view(file, entry.offset, entry.length)
+                yield view
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 self.path,
@@ -193,11 +201,42 @@ class ShardedReader(Checkpoint):
                 'copy the folder again.',
             ) from error
 
+    def _load_value(self, key: str) -> Any:
+        with self._open_entry(key) as view:
+            return torch.load(view, weights_only=True)
+
+    def _locate(self, key: str, chunk: ChunkStorageMetadata) -> StoredTensor:
+        entry = self._index.entry(key, chunk.offsets)
+        with self._open_entry(key, chunk.offsets) as view:
+            fake = load_structure(view)
+            if not isinstance(fake, torch.Tensor) or fake.shape != chunk.sizes:
+                raise RuntimeError(f'it is no tensor of shape {chunk.sizes}')
+            stored = StoredTensor.of(fake, entry.offset)
+            if stored is None or stored.end > entry.offset + entry.length:
+                raise RuntimeError('its data is not in it')
+            return stored
+
+    def _read_chunk(
+        self,
+        key: str,
+        chunk: ChunkStorageMetadata,
+        dim: int,
+        start: int,
+        stop: int,
+    ) -> torch.Tensor:
+        index = (key, chunk.offsets)
+        if index not in self._located:
+            self._located[index] = self._locate(key, chunk)
+        entry = self._index.entry(*index)
+        with Path(self.path, entry.relative_path).open('rb') as file:
+            return self._located[index].narrow(file, dim, start, stop)
+
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         key, info = self._index.tensors[name]
         if len(info.chunks) == 1:
-            stored = self._load_entry(key, info.chunks[0].offsets)
-            return stored.narrow(dim, start, stop - start)
+            chunk = info.chunks[0]
+            part = self._read_chunk(key, chunk, dim, start, stop)
+            return self._finite(name, part)
         out = torch.empty(
             *info.size[:dim],
             stop - start,
@@ -209,10 +248,15 @@ class ShardedReader(Checkpoint):
             first, last = max(start, offset), min(stop, offset + size)
             if first >= last or 0 in chunk.sizes:
                 continue
-            stored = self._load_entry(key, chunk.offsets)
             where = [
                 slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes)
             ]
             where[dim] = slice(first - start, last - start)
-            out[tuple(where)] = stored.narrow(dim, first - offset, last - first)
-        return out
+            out[tuple(where)] = self._read_chunk(
+                key,
+                chunk,
+                dim,
+                first - offset,
+                last - offset,
+            )
+        return self._finite(name, out)

@@ -1,0 +1,276 @@
+"""What all writers of files share: an output that is whole or not there.
+
+Beside the target lies, while it is being written, a folder ``NAME.partial``:
+
+- ``lock`` is held (``flock``) by the process that writes; death releases it,
+- ``new`` is what is being written,
+- ``replaced`` is the old folder, for the moment between the two renames that
+  put the new one in its place.
+
+A process that is killed leaves at most this folder. The next one puts
+``replaced`` back, if the target is missing, and removes the rest. Nothing is
+synced to the disk: a loss of power may damage what had just been written.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional
+
+import torch
+
+from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
+from foundry_upcycle.errors import CheckpointError
+
+__all__ = [
+    'Progress',
+    'check_free_space',
+    'new_output',
+    'stored_tensors',
+    'stream_tensor',
+]
+
+# Is told how many bytes have just been written.
+Progress = Callable[[int], Any]
+
+# Not smaller: a conversion waits for all of torch's threads, and on a busy
+# machine those of 8 MiB took twice the time.
+_PART_BYTES = 32 * 2**20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def new_output(
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+) -> Iterator[Path]:
+    """Yields where to write a file or folder that is to be at ``path``.
+
+    It is moved there when the body ends, and removed when the body raises.
+    Missing parent folders are made.
+
+    Args:
+        path: The target.
+        overwrite: Whether the target may exist. The old one stays complete
+            until the new one is.
+
+    Raises:
+        CheckpointError: The target exists (before anything is written),
+            another process is writing it, or it can't be written: no
+            permission, disk full.
+    """
+    target = Path(os.path.abspath(path))
+    try:
+        _refuse_existing(target, overwrite)
+        with _locked_workspace(target) as workspace:
+            _refuse_existing(target, overwrite)  # What a crash left, is back.
+            yield workspace / 'new'
+            _publish(workspace, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def check_free_space(path: str | os.PathLike[str], n_bytes: int) -> None:
+    """Checks that ``n_bytes`` fit on the disk of ``path``, which may be new.
+
+    Raises:
+        CheckpointError: They don't.
+    """
+    folder = Path(os.path.abspath(path))
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise CheckpointError(
+            path,
+            f'{n_bytes / 1e9:.2f} GB are to be written, and its disk has '
+            f'{free / 1e9:.2f} GB left.',
+            'free space, or write to another disk.',
+        )
+
+
+def stored_tensors(
+    checkpoint: Checkpoint,
+    dtype: Optional[torch.dtype],
+) -> dict[str, TensorInfo]:
+    """Every tensor, in the dtype in which it is to be stored.
+
+    Args:
+        checkpoint: What is to be written.
+        dtype: Of all floating-point tensors; None keeps each one's own.
+    """
+
+    def stored_dtype(own: torch.dtype) -> torch.dtype:
+        return dtype if dtype and own.is_floating_point else own
+
+    return {
+        name: TensorInfo(info.shape, stored_dtype(info.dtype))
+        for name, info in checkpoint.tensors.items()
+    }
+
+
+def stream_tensor(
+    checkpoint: Checkpoint,
+    name: str,
+    stored: TensorInfo,
+    write: Callable[[memoryview], Any],
+    progress: Progress,
+) -> None:
+    """Writes a tensor's bytes, in this machine's byte order, by blocks.
+
+    Args:
+        checkpoint: Where the tensor is.
+        name: Its name.
+        stored: The shape it must have, and the dtype to convert it to.
+        write: Is given the bytes, part after part, and must not keep them.
+        progress: Is told the size of each part.
+
+    Raises:
+        CheckpointError: The checkpoint gives other rows than it promised.
+    """
+    n_rows = 0
+    for block in checkpoint.rows(name, 0, stored.shape[0]):
+        n_rows += block.shape[0]
+        if block.shape[1:] != stored.shape[1:] or n_rows > stored.shape[0]:
+            raise _wrong_rows(checkpoint, name, stored, n_rows, block)
+        for data in _as_bytes(block, stored.dtype):
+            write(data)
+            progress(data.nbytes)
+        # Nothing is held while the next block is read.
+        del block, data
+    if n_rows != stored.shape[0]:
+        raise _wrong_rows(checkpoint, name, stored, n_rows)
+
+
+def _as_bytes(block: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+    """A block's bytes in ``dtype``, part after part.
+
+    Not copied where they lie as they should; else one part after the other is
+    copied to the same memory.
+    """
+    parts = block.detach().tensor_split(max(1, block.nbytes // _PART_BYTES))
+    copies = _new_memory(parts[0].shape, dtype)  # None is larger.
+    for part in parts:
+        if part.dtype != dtype or not part.is_contiguous():
+            part = copies[:part.shape[0]].copy_(part)
+        yield part.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _new_memory(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """``torch.empty``, of which the system gets all back at the end.
+
+    What malloc keeps of aligned blocks of this size grows for a while.
+    """
+    n_bytes = shape.numel() * dtype.itemsize
+    memory = torch.frombuffer(mmap.mmap(-1, max(1, n_bytes)), dtype=torch.uint8)
+    return memory[:n_bytes].view(dtype).view(shape)
+
+
+def _wrong_rows(
+    checkpoint: Checkpoint,
+    name: str,
+    stored: TensorInfo,
+    n_rows: int,
+    block: Optional[torch.Tensor] = None,
+) -> CheckpointError:
+    last = '' if block is None else f', the last of shape {tuple(block.shape)}'
+    return CheckpointError(
+        checkpoint.path,
+        f'{name} of shape {stored.shape} was read as {n_rows} rows{last}.',
+        'report this: it is a bug.',
+    )
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    if os.path.lexists(target) and not overwrite:
+        raise CheckpointError(
+            target,
+            'it exists.',
+            'choose another output, or pass --overwrite.',
+        )
+
+
+@contextmanager
+def _locked_workspace(target: Path) -> Iterator[Path]:
+    workspace = target.with_name(f'{target.name}.partial')
+    lock = _lock(workspace, target)
+    try:
+        _clean(workspace, target)
+        yield workspace
+    finally:
+        _clean(workspace, target)
+        # In this order: whoever opens the next lock makes the folder stay.
+        (workspace / 'lock').unlink(missing_ok=True)
+        os.close(lock)
+        with suppress(OSError):
+            workspace.rmdir()
+
+
+def _lock(workspace: Path, target: Path) -> int:
+    path = workspace / 'lock'
+    if not os.path.lexists(workspace.parent):
+        workspace.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        # Not exist_ok, which fails if another process removes it now.
+        with suppress(FileExistsError):
+            workspace.mkdir()
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:
+            continue  # Another process has just finished.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, lock):
+                return lock
+        except BlockingIOError as error:
+            os.close(lock)
+            raise CheckpointError(
+                target,
+                'another process is writing it.',
+                'wait until that is done, or choose another output.',
+            ) from error
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _clean(workspace: Path, target: Path) -> None:
+    """Removes all but the lock; brings back what was to be replaced."""
+    replaced = workspace / 'replaced'
+    if os.path.lexists(replaced) and not os.path.lexists(target):
+        replaced.rename(target)
+    for path in (replaced, workspace / 'new'):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _publish(workspace: Path, target: Path) -> None:
+    new = workspace / 'new'
+    if target.is_dir() or (new.is_dir() and os.path.lexists(target)):
+        target.rename(workspace / 'replaced')
+    new.replace(target)
+
+
+def _unwritable(target: Path, error: OSError) -> CheckpointError:
+    is_full = error.errno in _NO_ROOM
+    return CheckpointError(
+        target,
+        f'it could not be written ({error}).',
+        'free space (or raise the quota or the limit on file sizes), or write '
+        'to another disk.'
+        if is_full else 'choose an output in a folder that you may write to.',
+    )
