@@ -41,10 +41,13 @@ setup(
         'setuptools<81',
         'tiktoken>=0.4',
         'matplotlib>=3.8',
+        'safetensors>=0.4',
+        'typer>=0.19',
+        'tqdm>=4.60',
     ],
     extras_require={
         'megablocks': ['llm-foundry[megablocks]>=0.22,<0.23'],
-        'hf': ['safetensors>=0.4', 'gguf>=0.10'],
+        'gguf': ['gguf>=0.10'],
         'dev': [
             'pytest>=8,<9',
             'yapf==0.43.0',
@@ -55,7 +58,12 @@ setup(
             'pre-commit>=3.4,<5',
             # Composer's local object store, which a test downloads from.
             'fasteners',
+            # GGUF files, which tests write and read.
+            'gguf>=0.10',
         ],
     },
-    entry_points=_ENTRY_POINTS,
+    entry_points={
+        **_ENTRY_POINTS,
+        'console_scripts': ['foundry-upcycle = foundry_upcycle.cli:app'],
+    },
 )

@@ -20,9 +20,11 @@ LAYERS = (
     'models',
     'recipes',
     'checkpoints',
+    'conversion',
     'callbacks',
     'data',
     'study',
+    'cli',
 )
 
 

@@ -14,6 +14,9 @@ from llmfoundry.models.mpt import MPTForCausalLM
 from llmfoundry.utils.builders import build_callback
 
 from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.config import UpcyclingConfig
+from foundry_upcycle.conversion.convert import convert
+from foundry_upcycle.conversion.export_hf import export_hf
 
 WORKER = Path(__file__).with_name('worker.py')
 TESTS = WORKER.parent.parent
@@ -23,7 +26,9 @@ TESTS = WORKER.parent.parent
 def folder(tmp_path_factory) -> Path:
     """What two ranks left behind."""
     folder = tmp_path_factory.mktemp('two_ranks')
-    tiny.save_dense(tiny.build_dense(), folder / 'dense.pt')
+    dense = tiny.save_dense(tiny.build_dense(), folder / 'dense.pt')
+    export_hf(dense, str(folder / 'llama'))
+    convert(UpcyclingConfig(dense), str(folder / 'moe'), 'dcp')
     bin_folder = str(Path(sys.executable).parent)
     environment = {
         **os.environ,
@@ -77,6 +82,9 @@ def assert_equal(first: dict, second: dict) -> None:
         ('fsdp_odd', 'odd/ep0-ba1', True),
         ('ddp_from_uri', 'dense.pt', False),
         ('fsdp_from_uri', 'dense/ep0-ba1', False),
+        ('fsdp_from_hf', 'dense.pt', False),
+        ('fsdp_from_hf_uri', 'dense.pt', False),
+        ('fsdp_from_dcp', 'dense.pt', False),
     ],
 )
 def test_weights_are_bit_for_bit_those_of_one_rank(

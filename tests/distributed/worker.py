@@ -1,7 +1,8 @@
 """What two ranks do for ``test_distributed.py``; run by Composer's launcher.
 
-Usage: composer -n 2 worker.py FOLDER, with a dense checkpoint in
-FOLDER/dense.pt. One process start does everything: imports take longest.
+Usage: composer -n 2 worker.py FOLDER. FOLDER holds one dense model, as dense.pt
+and as the Hugging Face folder llama, and moe, a sharded conversion of it. One
+process start does everything: imports take longest.
 """
 
 import os
@@ -166,10 +167,22 @@ def main(folder: Path) -> None:
         ('fsdp_odd', odd, ODD_FFN, SHARDED),
         ('ddp_from_uri', f'{bucket}/dense.pt', None, None),
         ('fsdp_from_uri', f'{bucket}/dense/ep0-ba1', None, SHARDED),
+        ('fsdp_from_hf', folder / 'llama', None, SHARDED),
+        ('fsdp_from_hf_uri', f'{bucket}/llama', None, SHARDED),
     ):
         trainer, _ = upcycled(source, ffn, parallelism_config=config)
         save(tiny.full_state(trainer.state.model), folder / f'{name}.state')
         trainer.close()
+
+    # Converted beforehand.
+    trainer, _ = train(
+        tiny.build_moe(),
+        parallelism_config=SHARDED,
+        load_path=str(folder / 'moe'),
+        load_weights_only=True,
+    )
+    save(tiny.full_state(trainer.state.model), folder / 'fsdp_from_dcp.state')
+    trainer.close()
 
     # Training: losses under DDP, FSDP2 and FSDP2 with checkpointing.
     for name, config, lr in (

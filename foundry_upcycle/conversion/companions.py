@@ -1,0 +1,88 @@
+"""What lies beside a Hugging Face folder's weights: tokenizer and configs."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+from foundry_upcycle.errors import CheckpointError
+
+__all__ = ['check_vocabulary', 'copy_companions', 'read_config']
+
+_FILES = (
+    'config.json',
+    'generation_config.json',
+    'tokenizer.json',
+    'tokenizer.model',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'vocab.json',
+    'merges.txt',
+    'chat_template.jinja',
+    'chat_template.json',
+)
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """Content of a folder's ``config.json``.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    file = Path(folder, 'config.json')
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            file,
+            f'it is missing or damaged ({error}).',
+            'name a Hugging Face folder.',
+        ) from error
+
+
+def copy_companions(source: str, folder: Path) -> None:
+    """Copies configs and tokenizer, whatever there is of them.
+
+    What ``folder`` has already stays.
+    """
+    for name in _FILES:
+        file = Path(source, name)
+        if file.is_file() and not (folder / name).exists():
+            shutil.copyfile(file, folder / name)
+
+
+def check_vocabulary(folder: str, vocab_size: int) -> None:
+    """Checks that the model has a row for every token of a tokenizer.
+
+    More rows than tokens are usual: sizes are padded. A folder without a
+    tokenizer passes.
+
+    Raises:
+        CheckpointError: The tokenizer has more tokens, or can't be loaded.
+    """
+    names = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
+    if not any(Path(folder, name).is_file() for name in names):
+        return
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder,
+            local_files_only=True,
+        )
+    # A damaged tokenizer makes its libraries raise almost anything.
+    except Exception as error:
+        raise CheckpointError(
+            folder,
+            f'its tokenizer could not be loaded ({error}).',
+            'copy it again, or name a folder without one.',
+        ) from error
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise CheckpointError(
+            folder,
+            f'its tokenizer has ids up to {largest}, the model a vocabulary '
+            f'of {vocab_size}.',
+            'name the tokenizer that the model was trained with.',
+        )

@@ -1,0 +1,168 @@
+"""Dense checkpoint in, mixture of experts out, offline."""
+
+from typing import Any, Optional
+
+import torch
+
+from foundry_upcycle.checkpoints.base import (
+    Checkpoint,
+    dtype_name,
+    flatten,
+    nest,
+)
+from foundry_upcycle.checkpoints.huggingface.reader import is_huggingface_folder
+from foundry_upcycle.checkpoints.names import expert_name
+from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.checkpoints.plan import refuse_mixture
+from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
+from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
+from foundry_upcycle.checkpoints.writers.sharded import write_sharded
+from foundry_upcycle.config import FileFormat, UpcyclingConfig
+from foundry_upcycle.conversion.export_hf import huggingface_writer
+from foundry_upcycle.conversion.manifest import Provenance
+from foundry_upcycle.conversion.save import Writer, n_bytes, save
+from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.models.ffn import build_upcycled_dmoe
+
+__all__ = ['as_mixture', 'convert']
+
+
+def convert(
+    config: UpcyclingConfig,
+    out: str,
+    file_format: FileFormat,
+    moe_num_experts: int = 8,
+    moe_top_k: int = 2,
+    dtype: Optional[torch.dtype] = None,
+    like: Optional[str] = None,
+    overwrite: bool = False,
+) -> None:
+    """Upcycles ``config.source_path`` into a checkpoint of its own.
+
+    What ``sparse_upcycling`` does while a run starts, done beforehand.
+
+    Args:
+        config: Source, recipe, routers and seed.
+        out: The ``.pt`` file, or the folder, to write.
+        file_format: ``pt`` or ``dcp`` (a sharded folder) for ``load_path``, or
+            ``safetensors``: the Hugging Face folder that ``export_hf`` would
+            make of them.
+        moe_num_experts: Experts E of each layer.
+        moe_top_k: Experts K a token goes to.
+        dtype: Of all that is written; None keeps that of the source.
+        like: See ``export_hf``; for a Hugging Face folder only.
+        overwrite: Whether ``out`` may exist.
+
+    Raises:
+        CheckpointError: The source can't be upcycled, or ``out`` not be
+            written. What was at ``out`` is still there.
+        ConfigError: A setting can't be used, or a Hugging Face folder can't
+            hold the model.
+    """
+    dense = open_checkpoint(config.source_path)
+    mixture = as_mixture(dense, config, moe_num_experts, moe_top_k)
+    settings = {
+        'recipe': dict(config.recipe),
+        'moe_num_experts': moe_num_experts,
+        'moe_top_k': moe_top_k,
+        'router_init_std': config.router_init_std,
+        'seed': config.seed,
+        'format': file_format,
+        'dtype': dtype and dtype_name(dtype),
+    }
+    provenance = Provenance('convert', config.source_path, settings)
+    save(
+        out,
+        _writer(mixture, config, file_format, dtype, like),
+        n_bytes(mixture, dtype),
+        provenance,
+        overwrite,
+    )
+
+
+def _writer(
+    mixture: Checkpoint,
+    config: UpcyclingConfig,
+    file_format: FileFormat,
+    dtype: Optional[torch.dtype],
+    like: Optional[str],
+) -> Writer:
+    if file_format == 'safetensors':
+        if like is None and is_huggingface_folder(config.source_path):
+            like = config.source_path
+        return huggingface_writer(mixture, like, dtype)
+    write = write_sharded if file_format == 'dcp' else write_monolithic
+    return lambda path, progress: write(mixture, path, dtype, progress)
+
+
+def as_mixture(
+    dense: Checkpoint,
+    config: UpcyclingConfig,
+    moe_num_experts: int,
+    moe_top_k: int,
+) -> UpcycledCheckpoint:
+    """``dense`` seen as a mixture of experts, with its config.
+
+    Raises:
+        CheckpointError: ``dense`` carries no config, or can't be upcycled.
+        ConfigError: E or K can't be used.
+    """
+    if not dense.model_config:
+        raise CheckpointError(
+            dense.path,
+            'it carries no model config, so what its tensors compute is not '
+            'known.',
+            'save it with Composer (save_weights_only: true will do), or '
+            'upcycle it in a run, whose YAML has a model section: the callback '
+            'sparse_upcycling.',
+        )
+    refuse_mixture(dense)
+    mlp_type = 'glu' if any('gate_proj' in n for n in dense.tensors) else 'mlp'
+    return UpcycledCheckpoint(
+        dense,
+        _shapes(dense, mlp_type, moe_num_experts),
+        config,
+        _model_config(dense, mlp_type, moe_num_experts, moe_top_k),
+    )
+
+
+def _shapes(dense: Checkpoint, mlp_type: str, E: int) -> dict[str, Any]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (shape, _) in dense.tensors.items():
+        expert = expert_name(name, mlp_type)
+        if expert is None:
+            shapes[name] = shape
+            continue
+        F, D = reversed(shape) if expert.is_transposed(mlp_type) else shape
+        shapes.setdefault(expert.router_name, (E, D))
+        shapes[expert.name] = (E * F, D)
+    return shapes
+
+
+def _model_config(
+    dense: Checkpoint,
+    mlp_type: str,
+    E: int,
+    K: int,
+) -> dict[str, Any]:
+    config = nest(dense.model_config)
+    ffn = config.get('ffn_config') or {}
+    down = next(s for n, (s, _) in dense.tensors.items() if 'down_proj' in n)
+    mixture = {
+        'ffn_hidden_size': down[1],
+        'ffn_act_fn': ffn.get('ffn_act_fn'),
+        'mlp_type': mlp_type,
+        'moe_num_experts': E,
+        'moe_top_k': K,
+        'moe_normalize_expert_weights': 1,
+    }
+    # Refuses what the layer can't be, with the layer's own words.
+    build_upcycled_dmoe(
+        d_model=down[0],
+        expansion_ratio=1,
+        bias=False,
+        device='meta',
+        **mixture,
+    )
+    config['ffn_config'] = {'ffn_type': 'upcycled_dmoe', **mixture}
+    return flatten(config)

@@ -1,0 +1,113 @@
+"""What a checkpoint is, in a few lines."""
+
+import os
+
+import torch
+
+from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
+from foundry_upcycle.checkpoints.huggingface.reader import is_huggingface_folder
+from foundry_upcycle.checkpoints.names import parse_router_name
+from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.conversion.companions import read_config
+from foundry_upcycle.conversion.manifest import chain_of_manifests
+
+__all__ = ['describe']
+
+
+def describe(path: str) -> list[tuple[str, str]]:
+    """What ``inspect`` prints: a label and a line of each fact.
+
+    Raises:
+        CheckpointError: It can't be read.
+        ConfigError: MPT can't express the Hugging Face model.
+    """
+    checkpoint = open_checkpoint(path)
+    dtypes = {dtype_name(info.dtype) for info in checkpoint.tensors.values()}
+    total = sum(_numel(info.shape) for info in checkpoint.tensors.values())
+    n_bytes = sum(info.n_bytes for info in checkpoint.tensors.values())
+    return [
+        ('path', path),
+        ('format', _format(path)),
+        ('model', _model(checkpoint)),
+        (
+            'parameters',
+            f'{total / 1e6:,.2f}M in {len(checkpoint.tensors)} tensors, '
+            f'{n_bytes / 2**30:,.2f} GiB, {", ".join(sorted(dtypes))}',
+        ),
+        *_shape(checkpoint),
+        *_origins(path),
+    ]
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _format(path: str) -> str:
+    if is_huggingface_folder(path):
+        name = read_config(path).get('model_type')
+        return f'Hugging Face folder ({name}, safetensors)'
+    if os.path.isdir(path):
+        return 'Composer, sharded (DCP) folder'
+    return 'Composer, .pt file'
+
+
+def _model(checkpoint: Checkpoint) -> str:
+    routers = [
+        info.shape
+        for name, info in checkpoint.tensors.items()
+        if parse_router_name(name) is not None
+    ]
+    if not routers:
+        return 'dense'
+    config = checkpoint.model_config
+    top_k = config.get('ffn_config.moe_top_k', '?')
+    return (
+        f'mixture of experts: {routers[0][0]} experts, top-{top_k}, in '
+        f'{len(routers)} layers'
+    )
+
+
+def _shape(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    config = checkpoint.model_config
+    if not config:
+        return [('layers', 'not known: the checkpoint carries no config')]
+    tied = 'tied' if config['tie_word_embeddings'] else 'untied'
+    kv = config.get('attn_config.kv_n_heads') or config['n_heads']
+    rope = config.get('attn_config.rope')
+    theta = config.get('attn_config.rope_theta')
+    return [
+        (
+            'layers',
+            f'{config["n_layers"]}, d_model {config["d_model"]}, ffn '
+            f'{config.get("ffn_config.ffn_hidden_size")}',
+        ),
+        (
+            'attention',
+            f'{config["n_heads"]} heads, {kv} for keys and values, '
+            f'{f"rope theta {theta}" if rope else "no rope"}, max_seq_len '
+            f'{config["max_seq_len"]}',
+        ),
+        ('vocabulary', f'{config["vocab_size"]}, {tied} embeddings'),
+    ]
+
+
+def _origins(path: str) -> list[tuple[str, str]]:
+    facts = []
+    for manifest in chain_of_manifests(path):
+        settings = ', '.join(
+            f'{key}={value}' for key, value in manifest['settings'].items()
+        )
+        source = manifest['source']
+        facts += [
+            (
+                'made by',
+                f'{manifest["command"]} ({settings}) of foundry_upcycle '
+                f'{manifest["versions"]["foundry_upcycle"]}, '
+                f'{manifest["created"][:10]}',
+            ),
+            ('from', source['path']),
+            *(('sha256', f'{digest}  {name}')
+              for name, digest in source['sha256'].items()),
+        ]
+    return facts or [('made by', 'not known: there is no manifest beside it')]

@@ -1,0 +1,89 @@
+"""Logits of a checkpoint of any size: one block in memory at a time."""
+
+from typing import Any, Callable, Mapping
+
+import torch
+from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
+from llmfoundry.models.utils import init_empty_weights
+
+from foundry_upcycle.checkpoints.base import Checkpoint, nest
+
+__all__ = ['streamed_logits']
+
+
+@torch.inference_mode()
+def streamed_logits(
+    checkpoint: Checkpoint,
+    input_ids_BT: torch.Tensor,
+    stored_as: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Runs a model block by block, as its weights are read.
+
+    Args:
+        checkpoint: A dense or upcycled MPT, with its config.
+        input_ids_BT: Token ids, (B, T).
+        stored_as: Rounds the weights to this dtype first. The arithmetic is
+            in float32.
+
+    Returns:
+        Logits (B, T, V) in float32.
+    """
+    with init_empty_weights():
+        model = MPTForCausalLM(_cpu_config(checkpoint.model_config)).eval()
+    for name, module in _units(model):
+        unload = _load_when_it_runs(module, name, checkpoint, stored_as)
+        # A tied embedding is needed again at the end.
+        if model.lm_head is not None or module is not model.transformer.wte:
+            module.register_forward_hook(unload)
+    return model(input_ids_BT).logits
+
+
+def _cpu_config(flat: Mapping[str, Any]) -> MPTConfig:
+    config = nest(flat)
+    config['attn_config'] = {**config['attn_config'], 'attn_impl': 'torch'}
+    return MPTConfig(**config)
+
+
+def _units(model: MPTForCausalLM) -> list[tuple[str, torch.nn.Module]]:
+    transformer = model.transformer
+    units: list[tuple[str, torch.nn.Module]
+               ] = [(f'transformer.{name}', module)
+                    for name, module in transformer.named_children()
+                    if name != 'blocks']
+    units += [(f'transformer.blocks.{i}', block)
+              for i, block in enumerate(transformer.blocks)]
+    if model.lm_head is not None:
+        units.append(('lm_head', model.lm_head))
+    return units
+
+
+def _load_when_it_runs(
+    unit: torch.nn.Module,
+    prefix: str,
+    checkpoint: Checkpoint,
+    stored_as: torch.dtype,
+) -> Callable[..., None]:
+    """Reads the unit's weights before it runs; returns what frees them."""
+    meta = dict(unit.named_parameters())
+
+    def load(*_: Any) -> None:
+        for name in meta:
+            rows = checkpoint.tensors[f'model.{prefix}.{name}'].shape[0]
+            data = checkpoint.read(f'model.{prefix}.{name}', 0, 0, rows)
+            _set(unit, name, data.to(stored_as).float())
+
+    def unload(*_: Any) -> None:
+        for name, parameter in meta.items():
+            _set(unit, name, parameter)
+
+    unit.register_forward_pre_hook(load)
+    return unload
+
+
+def _set(unit: torch.nn.Module, name: str, data: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition('.')
+    setattr(
+        unit.get_submodule(path),
+        leaf,
+        torch.nn.Parameter(data, requires_grad=False),
+    )

@@ -1,0 +1,220 @@
+"""Is a mixture of experts the dense model it came from? If not, where not?"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+from tqdm import tqdm
+
+from foundry_upcycle.checkpoints.base import Checkpoint
+from foundry_upcycle.checkpoints.names import is_moe_name, parse_router_name
+from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
+from foundry_upcycle.config import UpcyclingConfig
+from foundry_upcycle.conversion.manifest import chain_of_manifests, hash_files
+from foundry_upcycle.conversion.streamed import streamed_logits
+from foundry_upcycle.errors import CheckpointError
+
+__all__ = ['Verification', 'verify']
+
+# What of a conversion's settings decides its tensors.
+_SETTINGS = ('recipe', 'router_init_std', 'seed')
+
+
+@dataclass
+class Verification:
+    """What was compared, and what was found.
+
+    Attributes:
+        tensors: Number of tensors compared.
+        differing: Largest absolute difference of each tensor that is not what
+            upcycling makes of the dense model, by name.
+        routers: Whether routers were compared as well (their seed is known).
+        provenance: What the manifest says of the dense checkpoint; None where
+            there is no manifest.
+        logits: Largest absolute difference of the logits on the sample.
+        tolerance: The largest that passes.
+    """
+    tensors: int
+    tolerance: float
+    routers: bool = False
+    differing: dict[str, float] = field(default_factory=dict)
+    provenance: Optional[bool] = None
+    logits: float = float('nan')
+
+    @property
+    def passed(self) -> bool:
+        return (
+            not self.differing and self.provenance is not False
+            and self.logits <= self.tolerance
+        )
+
+    def lines(self) -> list[str]:
+        """The findings, in words."""
+        provenance = {
+            True: 'names these very files of the dense model',
+            False: 'DIFFERS: it was made from other files',
+            None: 'there is none',
+        }
+        routers = 'with' if self.routers else 'without'
+        lines = [
+            f'manifest   {provenance[self.provenance]}',
+            f'tensors    {self.tensors} compared, {routers} routers: '
+            f'{len(self.differing) or "none"} differ',
+        ]
+        lines += [
+            f'           {name}: by {difference:.3g}'
+            for name, difference in self.differing.items()
+        ]
+        lines.append(
+            f'logits     differ by {self.logits:.3g}, at most '
+            f'{self.tolerance:g} allowed',
+        )
+        verdict = 'is' if self.passed else 'is NOT'
+        lines.append(f'The mixture {verdict} the dense model.')
+        return lines
+
+
+def verify(
+    dense: str,
+    mixture: str,
+    n_tokens: int = 256,
+    seed: int = 0,
+    tolerance: float = 1e-3,
+) -> Verification:
+    """Compares a mixture of experts with the dense model at step 0.
+
+    Tensor by tensor with what upcycling makes of the dense checkpoint, in the
+    precision in which the mixture is stored; then the logits of both on a
+    sample, computed in float32 from weights of that precision, one block in
+    memory at a time.
+
+    Args:
+        dense: Path of the dense checkpoint, in any format.
+        mixture: Path of the mixture, in any format.
+        n_tokens: Length of the sample, of random tokens.
+        seed: Of the sample.
+        tolerance: Largest difference of logits that passes.
+
+    Raises:
+        CheckpointError: One can't be read, or they can't be compared.
+    """
+    source, target = open_checkpoint(dense), open_checkpoint(mixture)
+    _check_comparable(source, target)
+    settings = _settings(mixture)
+    expected = UpcycledCheckpoint(
+        source,
+        {
+            name: info.shape
+            for name, info in target.tensors.items()
+        },
+        UpcyclingConfig(
+            dense,
+            **{key: settings[key]
+               for key in _SETTINGS
+               if key in settings},
+        ),
+    )
+    names = [
+        name for name in target.tensors
+        if settings or parse_router_name(name) is None
+    ]
+    differences = {
+        name: _difference(expected, target, name)
+        for name in tqdm(names, desc='verify', unit='tensor', delay=1)
+    }
+    return Verification(
+        tensors=len(names),
+        routers=bool(settings),
+        differing={
+            n: d
+            for n, d in differences.items()
+            if d != 0
+        },
+        provenance=_provenance(dense, mixture),
+        logits=_logits_difference(source, target, n_tokens, seed),
+        tolerance=tolerance,
+    )
+
+
+def _check_comparable(source: Checkpoint, target: Checkpoint) -> None:
+    if not any(is_moe_name(name) for name in target.tensors):
+        raise CheckpointError(
+            target.path,
+            'it holds no experts.',
+            'name the dense checkpoint first, then the mixture.',
+        )
+    for checkpoint in (source, target):
+        if not checkpoint.model_config:
+            raise CheckpointError(
+                checkpoint.path,
+                'it carries no model config, so what its tensors compute is '
+                'not known.',
+                'save it with Composer (save_weights_only: true will do).',
+            )
+
+
+def _settings(mixture: str) -> dict[str, Any]:
+    """What it was upcycled with; empty where that is not known."""
+    for manifest in chain_of_manifests(mixture):
+        if manifest['command'] == 'convert':
+            return manifest['settings']
+    return {}
+
+
+def _provenance(dense: str, mixture: str) -> Optional[bool]:
+    """Whether the manifests name the dense checkpoint's very files."""
+    sources = [
+        set(manifest['source']['sha256'].values())
+        for manifest in chain_of_manifests(mixture)
+    ]
+    if not sources:
+        return None
+    # By content: files may have been renamed or moved.
+    return set(hash_files(dense).values()) in sources
+
+
+def _difference(
+    expected: Checkpoint,
+    found: Checkpoint,
+    name: str,
+) -> float:
+    shape, dtype = found.tensors[name]
+    largest, start = 0.0, 0
+    for block in expected.rows(name, 0, shape[0]):
+        stop = start + len(block)
+        other = found.read(name, 0, start, stop)
+        block = block.to(dtype)
+        if not torch.equal(block, other):
+            distance = (block.double() - other.double()).abs().max().item()
+            # A NaN would be lost in max(); it differs from everything.
+            largest = max(
+                largest, math.inf if distance != distance else distance
+            )
+        start = stop
+    return largest
+
+
+def _logits_difference(
+    source: Checkpoint,
+    target: Checkpoint,
+    n_tokens: int,
+    seed: int,
+) -> float:
+    config = target.model_config
+    n_tokens = min(n_tokens, config['max_seq_len'])
+    generator = torch.Generator().manual_seed(seed)
+    input_ids_BT = torch.randint(
+        config['vocab_size'],
+        (1, n_tokens),
+        generator=generator,
+    )
+    # The precision in which the mixture is stored.
+    dtype = min(
+        (info.dtype for info in target.tensors.values()),
+        key=lambda dtype: dtype.itemsize,
+    )
+    dense_BTV = streamed_logits(source, input_ids_BT, stored_as=dtype)
+    mixture_BTV = streamed_logits(target, input_ids_BT)
+    return (dense_BTV - mixture_BTV).abs().max().item()

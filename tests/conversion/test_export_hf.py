@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_hf
+import torch
+
+from foundry_upcycle.conversion.export_hf import export_hf
+from foundry_upcycle.conversion.import_hf import import_hf
+from foundry_upcycle.conversion.manifest import read_manifest
+from foundry_upcycle.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def moe(tmp_path) -> str:
+    """A mixture of different experts, behind routers that choose clearly."""
+    model = tiny.build_moe({'moe_normalize_expert_weights': 1})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            std = 1.0 if 'router' in name else 0.1
+            parameter.add_(torch.randn_like(parameter) * std)
+    return tiny.save_dense(model, tmp_path / 'moe.pt')
+
+
+def test_a_mixture_becomes_a_mixtral(moe, tmp_path):
+    export_hf(moe, str(tmp_path / 'out'))
+    mixtral = tiny_hf.load(tmp_path / 'out')
+    assert mixtral.config.model_type == 'mixtral'
+    model = tiny.build_moe().eval()
+    state = torch.load(moe, weights_only=True)['state']['model']
+    model.load_state_dict(state)
+    batch = tiny.make_batch()
+    with torch.no_grad():
+        expected = model(batch).logits
+        found = mixtral(batch['input_ids']).logits
+    assert (found - expected).abs().max() <= 1e-4
+
+
+def test_tokenizer_configs_and_token_ids_come_along(moe, tmp_path):
+    like, out = tmp_path / 'like', tmp_path / 'out'
+    tiny_hf.save_llama(like)
+    config = json.loads((like / 'generation_config.json').read_text())
+    config['temperature'] = 0.5
+    (like / 'generation_config.json').write_text(json.dumps(config))
+    export_hf(moe, str(out), like=str(like))
+    mixtral = tiny_hf.load(out)
+    assert mixtral.generation_config.temperature == 0.5
+    assert mixtral.config.eos_token_id == 2
+    assert (out /
+            'tokenizer.json').read_bytes() == (like /
+                                               'tokenizer.json').read_bytes()
+
+
+def test_without_a_tokenizer_no_token_id_is_made_up(moe, tmp_path):
+    export_hf(moe, str(tmp_path / 'out'))
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert config['bos_token_id'] is config['eos_token_id'] is None
+
+
+def test_a_dense_model_goes_back_where_it_came_from(tmp_path):
+    source = tmp_path / 'llama'
+    llama = tiny_hf.save_llama(source)
+    import_hf(str(source), str(tmp_path / 'mpt'))
+    export_hf(
+        str(tmp_path / 'mpt' / 'checkpoint.pt'),
+        str(tmp_path / 'out'),
+        like=str(tmp_path / 'mpt' / 'hf'),
+    )
+    again = tiny_hf.load(tmp_path / 'out')
+    assert again.config.model_type == 'llama'
+    expected = llama.state_dict()
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_like_decides_between_architectures_that_both_fit(tmp_path):
+    dense = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+    like = tmp_path / 'like'
+    tiny_hf.save_llama(like)
+    config = json.loads((like / 'config.json').read_text())
+    (like / 'config.json'
+    ).write_text(json.dumps({
+        **config, 'model_type': 'mistral'
+    }), )
+    export_hf(dense, str(tmp_path / 'out'), like=str(like))
+    assert tiny_hf.load(tmp_path / 'out').config.model_type == 'mistral'
+
+
+def test_dtype(moe, tmp_path):
+    export_hf(moe, str(tmp_path / 'out'), dtype=torch.bfloat16)
+    mixtral = tiny_hf.load(tmp_path / 'out', torch_dtype='auto')
+    assert {p.dtype for p in mixtral.parameters()} == {torch.bfloat16}
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert config['torch_dtype'] == 'bfloat16'
+
+
+def test_manifest(moe, tmp_path):
+    export_hf(moe, str(tmp_path / 'out'))
+    manifest = read_manifest(tmp_path / 'out')
+    assert manifest is not None
+    assert manifest['command'] == 'export-hf'
+    assert list(manifest['source']['sha256']) == ['moe.pt']
+
+
+def test_what_no_architecture_holds_is_refused_by_name(tmp_path):
+    model = tiny.build_moe({'moe_normalize_expert_weights': None})
+    source = tiny.save_dense(model, tmp_path / 'moe.pt')
+    with pytest.raises(ConfigError, match='moe_normalize_expert_weights=None'):
+        export_hf(source, str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_tokenizer_with_more_tokens_is_refused(moe, tmp_path):
+    like = tmp_path / 'like'
+    tiny_hf.save_llama(like, vocab_size=256)
+    with pytest.raises(CheckpointError, match='ids up to 255, the model a voc'):
+        export_hf(moe, str(tmp_path / 'out'), like=str(like))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_existing_folder_is_kept(moe, tmp_path):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'mine.txt').write_text('mine')
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match='did not write it.*--overw'):
+            export_hf(moe, str(out), overwrite=overwrite)
+    assert [file.name for file in out.iterdir()] == ['mine.txt']
+
+
+def test_an_export_is_replaced_only_when_told(moe, tmp_path):
+    out = tmp_path / 'out'
+    export_hf(moe, str(out))
+    before = (out / 'config.json').stat().st_mtime_ns
+    with pytest.raises(CheckpointError, match='it exists.*--overwrite'):
+        export_hf(moe, str(out), dtype=torch.bfloat16)
+    assert (out / 'config.json').stat().st_mtime_ns == before
+    export_hf(moe, str(out), dtype=torch.bfloat16, overwrite=True)
+    config = json.loads((out / 'config.json').read_text())
+    assert config['torch_dtype'] == 'bfloat16'
+
+
+def test_the_source_is_not_overwritten(moe):
+    before = Path(moe).read_bytes()
+    with pytest.raises(CheckpointError, match='it is, holds or lies in the so'):
+        export_hf(moe, moe, overwrite=True)
+    with pytest.raises(CheckpointError, match='it is, holds or lies in the so'):
+        export_hf(moe, str(Path(moe).parent), overwrite=True)
+    assert Path(moe).read_bytes() == before
+
+
+def test_a_missing_like_is_refused(moe, tmp_path):
+    with pytest.raises(CheckpointError, match='config.json: it is missing'):
+        export_hf(moe, str(tmp_path / 'out'), like=str(tmp_path / 'absent'))
+
+
+def test_like_that_can_not_hold_a_dense_model_is_refused(tmp_path):
+    dense = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+    like = tmp_path / 'like'
+    tiny_hf.save_llama(like)
+    config = json.loads((like / 'config.json').read_text())
+    (like /
+     'config.json').write_text(json.dumps({
+         **config, 'model_type': 'qwen3'
+     }), )
+    with pytest.raises(ConfigError, match='qk_gn'):
+        export_hf(dense, str(tmp_path / 'out'), like=str(like))

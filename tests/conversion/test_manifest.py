@@ -1,0 +1,90 @@
+import hashlib
+import json
+
+import pytest
+import tiny
+import tiny_hf
+
+from foundry_upcycle.conversion.manifest import (
+    Provenance,
+    hash_files,
+    manifest_path,
+    read_manifest,
+)
+from foundry_upcycle.errors import CheckpointError
+
+
+def digest(file) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def write(source, file) -> None:
+    provenance = Provenance('convert', str(source), {'seed': 17})
+    provenance.start()
+    provenance.write(file)
+
+
+def test_a_file_is_hashed(tmp_path):
+    path = tmp_path / 'dense.pt'
+    tiny.save_dense(tiny.build_dense(), path)
+    assert hash_files(str(path)) == {'dense.pt': digest(path)}
+
+
+def test_a_folders_config_and_weights_are_hashed(tmp_path):
+    tiny_hf.save_llama(tmp_path)
+    names = ('config.json', 'model.safetensors')
+    expected = {name: digest(tmp_path / name) for name in names}
+    assert hash_files(str(tmp_path)) == expected
+
+
+def test_what_is_written_is_read(tmp_path):
+    source, out = tmp_path / 'dense.pt', tmp_path / 'moe.pt'
+    tiny.save_dense(tiny.build_dense(), source)
+    out.touch()
+    write(source, manifest_path(out))
+    assert manifest_path(out) == tmp_path / 'moe.pt.manifest.json'
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert manifest['command'] == 'convert'
+    assert manifest['settings'] == {'seed': 17}
+    assert manifest['source'] == {
+        'path': str(source),
+        'sha256': {
+            'dense.pt': digest(source),
+        },
+        'manifest': None,
+    }
+    assert manifest['versions']['torch'].startswith('2.')
+
+
+def test_the_sources_own_manifest_is_kept(tmp_path):
+    folder = tmp_path / 'imported'
+    folder.mkdir()
+    source = folder / 'checkpoint.pt'
+    tiny.save_dense(tiny.build_dense(), source)
+    write(source, manifest_path(folder))
+    write(source, tmp_path / 'moe.pt.manifest.json')
+    manifest = read_manifest(tmp_path / 'moe.pt')
+    assert manifest is not None
+    assert manifest['source']['manifest'] == json.loads(
+        (folder / 'manifest.json').read_text(),
+    )
+
+
+def test_no_manifest(tmp_path):
+    assert read_manifest(tmp_path / 'absent.pt') is None
+
+
+@pytest.mark.parametrize('content', ['{', '[]', '{"source": {}}'])
+def test_another_manifest_is_refused(tmp_path, content: str):
+    (tmp_path / 'manifest.json').write_text(content)
+    with pytest.raises(CheckpointError, match='it is no manifest of foundry-u'):
+        read_manifest(tmp_path)
+
+
+def test_a_source_that_can_not_be_hashed_fails_when_written(tmp_path):
+    provenance = Provenance('convert', str(tmp_path / 'absent.pt'), {})
+    provenance.start()
+    with pytest.raises(FileNotFoundError):
+        provenance.write(tmp_path / 'manifest.json')
+    assert not (tmp_path / 'manifest.json').exists()

@@ -1,0 +1,103 @@
+"""The installed command, as a user runs it."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_hf
+from typer.testing import CliRunner
+
+from foundry_upcycle.cli import app
+
+COMMANDS = ('inspect', 'import-hf', 'convert', 'export-hf', 'verify')
+
+
+def run(*args: object, code: int = 0) -> tuple[str, str]:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.stdout, result.stderr
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_has_an_example(command: str):
+    text, _ = run(command, '--help')
+    assert f'Example: foundry-upcycle {command} ' in text
+
+
+def test_help_of_the_installed_command_is_quick():
+    started = time.monotonic()
+    text = subprocess.run(
+        [Path(sys.executable).with_name('foundry-upcycle'), '--help'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert all(command in text for command in COMMANDS)
+    assert time.monotonic() - started < 3  # LLM Foundry alone takes longer.
+
+
+def test_from_hugging_face_and_back(tmp_path):
+    tiny_hf.save_llama(tmp_path / 'llama')
+    dense, moe, out = (tmp_path / name for name in ('dense', 'moe.pt', 'out'))
+    text, _ = run('import-hf', tmp_path / 'llama', dense)
+    assert text == f'wrote {dense}: checkpoint.pt, model.yaml, hf/\n'
+    source = dense / 'checkpoint.pt'
+    run('convert', source, moe, '--experts', 4, '--top-k', 1, '--seed', 3)
+    text, _ = run('verify', source, moe)
+    assert 'The mixture is the dense model.' in text
+    run('export-hf', moe, out, '--like', dense / 'hf', '--dtype', 'bfloat16')
+    text, _ = run('inspect', out)
+    assert 'mixture of experts: 4 experts, top-1, in 2 layers' in text
+    assert 'bfloat16' in text
+    assert text.count('made by') == 3
+    assert 'seed=3' in text
+
+
+def test_every_error_is_one_line(tmp_path):
+    _, error = run('inspect', tmp_path / 'absent', code=1)
+    assert error.startswith(f'error: {tmp_path}/absent: there is no such')
+    assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'arguments,message',
+    [
+        (('--experts', 0), 'moe_num_experts=0'),
+        (('--top-k', 9), 'moe_top_k=9'),
+        (('--recipe', 'clone'), "recipe.name='clone'"),
+        (('--router-init-std', 0), 'router_init_std=0'),
+    ],
+)
+def test_bad_settings(tmp_path, arguments, message):
+    source = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+    out = tmp_path / 'out.pt'
+    _, error = run('convert', source, out, *arguments, code=1)
+    assert message in error
+    assert [file.name for file in tmp_path.iterdir()] == ['dense.pt']
+
+
+def test_unknown_formats_are_a_usage_error(tmp_path):
+    _, error = run('convert', 'a', 'b', '--format', 'bin', code=2)
+    assert 'safetensors' in error
+
+
+def test_a_mixture_that_differs_ends_with_1(tmp_path):
+    source = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+    other = tiny.save_dense(tiny.build_dense(seed=1), tmp_path / 'other.pt')
+    run('convert', source, tmp_path / 'moe.pt')
+    text, _ = run('verify', other, tmp_path / 'moe.pt', code=1)
+    assert 'is NOT the dense model' in text
+
+
+def test_overwrite(tmp_path):
+    source = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+    out = Path(tmp_path, 'moe.pt')
+    out.write_text('mine')
+    _, error = run('convert', source, out, code=1)
+    assert 'it exists' in error
+    assert out.read_text() == 'mine'
+    run('convert', source, out, '--overwrite')
+    run('verify', source, out)
