@@ -10,7 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing here needs a hub; without this, imports may wait for one.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: quickstart install test test-dist test-slow style checks clean
+.PHONY: quickstart smollm2 install install-vllm test test-dist test-slow \
+	test-vllm style checks clean
 
 quickstart: install
 	$(BIN)/python -m foundry_upcycle.study.quickstart --size $(QUICKSTART)
@@ -23,14 +24,61 @@ install: .venv/installed
 	$(BIN)/uv pip install --python $(BIN)/python --editable '.[dev]'
 	touch $@
 
+# The serving engine: vllm where there is a GPU, its CPU build elsewhere.
+install-vllm: .venv-vllm/installed
+
+.venv-vllm/installed: benchmarks/inference/install.sh
+	$<
+
+# A real pretrained model: from a GGUF file to a mixture of experts that vLLM
+# serves. Each step is a command that you can run by hand; what is done is not
+# done again.
+S := runs/smollm2
+GGUF := $(S)/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2: $(S)/served.txt
+	@cat $<
+
+$(GGUF): | install
+	$(BIN)/python -m foundry_upcycle.data.smollm2 $(@D)
+
+$(S)/dense/checkpoint.pt: $(GGUF)
+	$(BIN)/foundry-upcycle import-hf $< $(@D) --overwrite
+
+$(S)/moe/checkpoint.pt: $(S)/dense/checkpoint.pt
+	$(BIN)/foundry-upcycle convert $< $@ --experts 8 --top-k 2 --overwrite
+	$(BIN)/foundry-upcycle verify $< $@
+
+$(S)/code: $(S)/dense/checkpoint.pt
+	$(BIN)/python -m foundry_upcycle.data.smollm2 $(S) --tokenizer $(<D)/hf
+	touch $@
+
+$(S)/trained/latest-rank0.pt: $(S)/moe/checkpoint.pt $(S)/code
+	OMP_WAIT_POLICY=passive PATH="$(CURDIR)/$(BIN):$$PATH" \
+		composer -n 1 train.py \
+		yamls/smollm2_upcycle.yaml variables.folder=$(S)
+	touch $@
+
+$(S)/exported/config.json: $(S)/trained/latest-rank0.pt
+	$(BIN)/foundry-upcycle inspect $<
+	$(BIN)/foundry-upcycle export-hf $< $(@D) --like $(S)/dense/hf --overwrite
+
+$(S)/served.txt: $(S)/exported/config.json .venv-vllm/installed
+	.venv-vllm/bin/python benchmarks/inference/generate.py $(<D) \
+		'def fibonacci(n):' 'import os' > $@.partial
+	mv $@.partial $@
+
 test: install
-	$(BIN)/python -m pytest -m 'not slow' --durations=10
+	$(BIN)/python -m pytest -m 'not slow and not vllm' --durations=10
 
 test-dist: install
 	$(BIN)/python -m pytest tests/distributed
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not vllm'
+
+test-vllm: install .venv-vllm/installed
+	$(BIN)/python -m pytest -m vllm
 
 SOURCES := foundry_upcycle tests benchmarks setup.py train.py eval.py
 

@@ -99,8 +99,8 @@ class UpcycledCheckpoint(Checkpoint):
     ) -> Iterator[torch.Tensor]:
         F = item.ffn_hidden_size
 
-        def dense_rows(first: int, last: int) -> torch.Tensor:
-            return self._dense_rows(item, first, last)
+        def dense_rows(start: int, stop: int) -> torch.Tensor:
+            return self._dense_rows(item, start, stop)
 
         for expert in range(start // F, (stop - 1) // F + 1):
             rows = ExpertRows(

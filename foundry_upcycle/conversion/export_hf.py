@@ -62,8 +62,7 @@ def huggingface_writer(
     like: Optional[str],
     dtype: Optional[torch.dtype],
 ) -> Writer:
-    """What writes ``checkpoint`` as a Hugging Face folder; arguments as above.
-    """
+    """What writes ``checkpoint`` as a Hugging Face folder."""
     likes = read_config(like) if like else {}
     is_mixture = any(is_moe_name(name) for name in checkpoint.tensors)
     model_type = None if is_mixture else likes.get('model_type')

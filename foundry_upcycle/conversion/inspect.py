@@ -4,10 +4,11 @@ import os
 
 import torch
 
-from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
+from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name, nest
 from foundry_upcycle.checkpoints.huggingface.reader import is_huggingface_folder
 from foundry_upcycle.checkpoints.names import parse_router_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.checkpoints.settings import complete
 from foundry_upcycle.conversion.companions import read_config
 from foundry_upcycle.conversion.manifest import chain_of_manifests
 
@@ -60,7 +61,7 @@ def _model(checkpoint: Checkpoint) -> str:
     ]
     if not routers:
         return 'dense'
-    config = checkpoint.model_config
+    config = complete(nest(checkpoint.model_config))
     top_k = config.get('ffn_config.moe_top_k', '?')
     return (
         f'mixture of experts: {routers[0][0]} experts, top-{top_k}, in '
@@ -69,18 +70,19 @@ def _model(checkpoint: Checkpoint) -> str:
 
 
 def _shape(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    config = checkpoint.model_config
-    if not config:
+    if not checkpoint.model_config:
         return [('layers', 'not known: the checkpoint carries no config')]
+    # Composer saves no setting that has its default.
+    config = complete(nest(checkpoint.model_config))
     tied = 'tied' if config['tie_word_embeddings'] else 'untied'
-    kv = config.get('attn_config.kv_n_heads') or config['n_heads']
-    rope = config.get('attn_config.rope')
-    theta = config.get('attn_config.rope_theta')
+    kv = config['attn_config.kv_n_heads']
+    rope = config['attn_config.rope']
+    theta = config['attn_config.rope_theta']
     return [
         (
             'layers',
             f'{config["n_layers"]}, d_model {config["d_model"]}, ffn '
-            f'{config.get("ffn_config.ffn_hidden_size")}',
+            f'{config["ffn_config.ffn_hidden_size"]}',
         ),
         (
             'attention',

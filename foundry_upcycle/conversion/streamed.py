@@ -40,7 +40,9 @@ def streamed_logits(
 
 def _cpu_config(flat: Mapping[str, Any]) -> MPTConfig:
     config = nest(flat)
-    config['attn_config'] = {**config['attn_config'], 'attn_impl': 'torch'}
+    config['attn_config'] = {
+        **config.get('attn_config', {}), 'attn_impl': 'torch'
+    }
     return MPTConfig(**config)
 
 

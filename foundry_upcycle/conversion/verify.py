@@ -7,9 +7,10 @@ from typing import Any, Optional
 import torch
 from tqdm import tqdm
 
-from foundry_upcycle.checkpoints.base import Checkpoint
+from foundry_upcycle.checkpoints.base import Checkpoint, nest
 from foundry_upcycle.checkpoints.names import is_moe_name, parse_router_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.checkpoints.settings import complete
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.manifest import chain_of_manifests, hash_files
@@ -202,7 +203,7 @@ def _logits_difference(
     n_tokens: int,
     seed: int,
 ) -> float:
-    config = target.model_config
+    config = complete(nest(target.model_config))
     n_tokens = min(n_tokens, config['max_seq_len'])
     generator = torch.Generator().manual_seed(seed)
     input_ids_BT = torch.randint(

