@@ -8,7 +8,11 @@ from typing import Annotated, Any, Iterator, Literal, Optional
 import typer
 
 from foundry_upcycle.config import FileFormat, UpcyclingConfig
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.errors import (
+    CheckpointError,
+    ConfigError,
+    UpcyclingWarning,
+)
 
 # Commands import what they need when they run: torch and LLM Foundry take
 # seconds, and --help should not.
@@ -46,12 +50,12 @@ def _errors_in_one_line() -> Iterator[None]:
     def show(message: Any, *_: Any, **__: Any) -> None:
         typer.echo(f'warning: {message}', err=True)
 
-    # Of MPT's own rope settings, among others.
+    # transformers complains of MPT's own rope settings.
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     with warnings.catch_warnings():
-        # Ours are of this category; the host stack's are not for this user.
+        # Those of the host stack are not for this user.
         warnings.simplefilter('ignore')
-        warnings.simplefilter('always', UserWarning)
+        warnings.simplefilter('always', UpcyclingWarning)
         warnings.showwarning = show
         try:
             yield
@@ -219,7 +223,7 @@ def verify(
     ],
     tokens: Annotated[
         int,
-        typer.Option(help='Length of the sample, of random tokens.'),
+        typer.Option(min=1, help='Length of the sample, of random tokens.'),
     ] = 256,
     tolerance: Annotated[
         float,

@@ -2,7 +2,11 @@
 
 from typing import Any
 
-__all__ = ['CheckpointError', 'ConfigError']
+__all__ = ['CheckpointError', 'ConfigError', 'UpcyclingWarning']
+
+
+class UpcyclingWarning(UserWarning):
+    """What may be meant, and may be a mistake."""
 
 
 class ConfigError(ValueError):

@@ -3,7 +3,8 @@
 import resource
 import time
 import warnings
-from typing import Any, Iterable, Mapping, Optional
+from contextlib import contextmanager
+from typing import Any, Iterable, Iterator, Mapping, Optional
 
 import torch
 from composer import Callback, Logger, State
@@ -21,7 +22,7 @@ from foundry_upcycle.checkpoints.sync import raise_together
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
 from foundry_upcycle.checkpoints.writers.parameters import fill_parameters
 from foundry_upcycle.config import UpcyclingConfig
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.models.upcycled_mpt import ComposerUpcycledMPT
 from foundry_upcycle.recipes import get_recipe
 
@@ -78,12 +79,14 @@ class SparseUpcycling(Callback):
             _print(f'resumed from {state.load_path}, upcycled already')
             return
         _check_run(state)
-        _warn_if_inexact(config.ffn_config)
+        with _warnings_of_rank_0():
+            _warn_if_inexact(config.ffn_config)
         started = time.monotonic()
         with local_checkpoint(self.config.source_path) as path:
             with raise_together():
-                dense = open_checkpoint(path)
-                check_same_function(dense, config.to_dict())
+                with _warnings_of_rank_0():
+                    dense = open_checkpoint(path)
+                    check_same_function(dense, config.to_dict())
                 parameters = {
                     clean_name(name): parameter
                     for name, parameter in state.model.named_parameters()
@@ -122,6 +125,15 @@ def _progress(names: Iterable[str]) -> Iterable[str]:
         delay=2,
         disable=dist.get_global_rank() != 0,
     )
+
+
+@contextmanager
+def _warnings_of_rank_0() -> Iterator[None]:
+    """Lets one rank warn of what all of them see."""
+    with warnings.catch_warnings():
+        if dist.get_global_rank() != 0:
+            warnings.simplefilter('ignore', UpcyclingWarning)
+        yield
 
 
 def _print(message: str) -> None:
@@ -172,6 +184,7 @@ def _warn_if_inexact(ffn_config: Mapping[str, Any]) -> None:
             'combine weights of a token do not sum to 1, so training does not '
             'start from the function of the dense model. Fix: set it to 1, '
             'unless this is meant.',
+            UpcyclingWarning,
             stacklevel=2,
         )
 

@@ -6,8 +6,11 @@ from typing import Any, Iterator, Mapping, NamedTuple
 
 import torch
 
+from foundry_upcycle.errors import UpcyclingWarning
+
 __all__ = [
     'CONFIG_KEY',
+    'FLOAT_DTYPES',
     'Checkpoint',
     'TensorInfo',
     'dtype_name',
@@ -17,6 +20,9 @@ __all__ = [
 
 # Where Composer keeps the config of a Hugging Face model.
 CONFIG_KEY = 'state.integrations.huggingface.model.config.content'
+
+# Dtypes of weights; others are quantised, or no weights.
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _BLOCK_BYTES = 64 * 2**20
 
@@ -60,13 +66,15 @@ class Checkpoint(abc.ABC):
         For readers of files to return what they read through.
         """
         # Any of them spoils the sum, which is quick.
-        if tensor.numel() and not tensor.sum().isfinite():
+        is_float = tensor.dtype in FLOAT_DTYPES
+        if tensor.numel() and is_float and not tensor.sum().isfinite():
             warned = self.__dict__.setdefault('_warned_of', set())
             if name not in warned and not tensor.isfinite().all():
                 warned.add(name)
                 warnings.warn(
                     f'{self.path}: {name} has NaN or infinite values; what is '
                     'made of it will have them too.',
+                    UpcyclingWarning,
                     stacklevel=3,
                 )
         return tensor

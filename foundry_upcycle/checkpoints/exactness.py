@@ -5,7 +5,7 @@ from typing import Any, Mapping
 
 from foundry_upcycle.checkpoints.base import Checkpoint, nest
 from foundry_upcycle.checkpoints.settings import complete
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 
 __all__ = ['check_same_function']
 
@@ -68,6 +68,7 @@ def check_same_function(
             f'{reader.path} carries no model config, so only names and shapes '
             'can be compared: see that activation, number of heads, rope and '
             'norm settings are those of the dense run.',
+            UpcyclingWarning,
             stacklevel=2,
         )
         return

@@ -1,12 +1,13 @@
 """The one table of names: dense MPT feed-forward weights and expert weights."""
 
 import re
-from typing import NamedTuple, Optional
+from typing import Iterable, NamedTuple, Optional
 
 __all__ = [
     'EXPERT_WEIGHTS',
     'ExpertName',
     'clean_name',
+    'dense_mlp_type',
     'is_moe_name',
     'expert_name',
     'parse_expert_name',
@@ -81,6 +82,11 @@ def expert_name(dense_name: str, mlp_type: str) -> Optional[ExpertName]:
         if projection == match[3]:
             return ExpertName(match[1], int(match[2]), weight)
     return None
+
+
+def dense_mlp_type(names: Iterable[str]) -> str:
+    """``glu`` or ``mlp``: which kind of experts dense layers become."""
+    return 'glu' if any('.ffn.gate_proj.' in name for name in names) else 'mlp'
 
 
 def parse_router_name(name: str) -> Optional[int]:

@@ -38,8 +38,10 @@ def open_checkpoint(path: str) -> Checkpoint:
     if is_huggingface_folder(path):
         return HuggingFaceReader(path)
     if os.path.isdir(path):
+        _refuse_other_folders(path)
         return ShardedReader(path)
     if os.path.isfile(path):
+        _refuse_gguf(path)
         return MonolithicReader(path)
     raise CheckpointError(
         path,
@@ -47,6 +49,32 @@ def open_checkpoint(path: str) -> Checkpoint:
         'name a Composer checkpoint (.pt or sharded folder) or a Hugging Face '
         'folder.',
     )
+
+
+def _refuse_other_folders(path: str) -> None:
+    names = set(os.listdir(path))
+    if 'checkpoint.pt' in names:
+        raise CheckpointError(
+            path,
+            'it holds a checkpoint, and is none (import-hf wrote it).',
+            f'name {os.path.join(path, "checkpoint.pt")}.',
+        )
+    if 'adapter_config.json' in names:
+        raise CheckpointError(
+            path,
+            'it holds an adapter, not a model.',
+            'merge the adapter into its model, and save that.',
+        )
+
+
+def _refuse_gguf(path: str) -> None:
+    with open(path, 'rb') as stream:
+        if stream.read(4) == b'GGUF':
+            raise CheckpointError(
+                path,
+                'it is a GGUF file.',
+                'import it first: foundry-upcycle import-hf.',
+            )
 
 
 def checkpoint_files(path: str) -> list[str]:

@@ -7,7 +7,11 @@ source tensor is used, and all shapes agree before a byte is written.
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
-from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
+from foundry_upcycle.checkpoints.base import (
+    FLOAT_DTYPES,
+    Checkpoint,
+    TensorInfo,
+)
 from foundry_upcycle.checkpoints.names import (
     EXPERT_WEIGHTS,
     is_moe_name,
@@ -124,11 +128,11 @@ def _check_kinds(reader: Checkpoint, targets: _Shapes) -> None:
             'train the dense model with no_bias: true.',
         )
     for name, info in reader.tensors.items():
-        if not info.dtype.is_floating_point:
+        if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 reader.path,
                 f'{name} has dtype {info.dtype}.',
-                'start from a checkpoint with floating-point weights.',
+                'start from weights in float32, bfloat16 or float16.',
             )
 
 

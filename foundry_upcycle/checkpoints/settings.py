@@ -7,11 +7,12 @@ from typing import Any, Mapping
 from llmfoundry.models.layers.ffn import resolve_ffn_hidden_size
 from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 
-from foundry_upcycle.checkpoints.base import flatten
+from foundry_upcycle.checkpoints.base import Checkpoint, flatten, nest
+from foundry_upcycle.errors import CheckpointError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 from foundry_upcycle.models.upcycled_mpt import MOE_FFN_TYPES
 
-__all__ = ['complete']
+__all__ = ['complete', 'require_mpt']
 
 # Mappings that count as one value.
 _WHOLE = ('attn_config.rope_hf_config', 'ffn_config.ffn_act_fn')
@@ -46,6 +47,31 @@ def complete(mpt_config: Mapping[str, Any]) -> dict[str, Any]:
     for key in _WHOLE:
         mpt[key] = _take_below(mpt, key)
     return mpt | _attention(mpt) | _ffn(mpt)
+
+
+def require_mpt(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The complete settings of a checkpoint that says what it is.
+
+    Raises:
+        CheckpointError: It carries no config, or that of no MPT.
+    """
+    if not checkpoint.model_config:
+        raise CheckpointError(
+            checkpoint.path,
+            'it carries no model config, so what its tensors compute is not '
+            'known.',
+            'save it with Composer (save_weights_only: true will do), or '
+            'upcycle it in a run, whose YAML has a model section: the callback '
+            'sparse_upcycling.',
+        )
+    kind = checkpoint.model_config.get('model_type', 'mpt')
+    if kind != 'mpt':
+        raise CheckpointError(
+            checkpoint.path,
+            f'it is a Composer checkpoint of a {kind}, not of an MPT.',
+            'save that model as a Hugging Face folder, and import it.',
+        )
+    return complete(nest(checkpoint.model_config))
 
 
 def _take_below(flat: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A dense checkpoint seen as the mixture of experts it becomes."""
 
-from typing import Any, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Callable, Iterator, Mapping, Optional
 
 import torch
 
@@ -21,8 +22,8 @@ __all__ = ['UpcycledCheckpoint']
 class UpcycledCheckpoint(Checkpoint):
     """A view: what is read is computed from the dense checkpoint.
 
-    Held at a time is the part of one dense tensor that the rows asked for
-    come from, whatever the number of experts.
+    Held are the parts of one layer's dense tensors that the rows asked for
+    last came from, whatever the number of experts.
 
     Args:
         dense: The dense checkpoint.
@@ -30,6 +31,8 @@ class UpcycledCheckpoint(Checkpoint):
         config: Recipe, seed and routers' standard deviation.
         model_config: The mixture's MPT config, flat; where it is not needed,
             empty.
+        dtype: Of experts and routers; None for that of the dense model. To
+            convert once is quicker than to convert each expert.
 
     Raises:
         CheckpointError: ``dense`` is not a dense model of which ``targets``
@@ -43,6 +46,7 @@ class UpcycledCheckpoint(Checkpoint):
         targets: Mapping[str, tuple[int, ...]],
         config: UpcyclingConfig,
         model_config: Mapping[str, Any] = {},  # noqa: B006
+        dtype: Optional[torch.dtype] = None,
     ):
         self.path = dense.path
         self.model_config = dict(model_config)
@@ -50,29 +54,31 @@ class UpcycledCheckpoint(Checkpoint):
         self._config = config
         self._recipe = get_recipe(config.recipe)
         self._plan = {item.target: item for item in make_plan(dense, targets)}
-        dtype = next(iter(dense.tensors.values())).dtype
-        self.tensors = {
-            name: TensorInfo(tuple(targets[name]), self._dtype(name, dtype))
-            for name in targets
-        }
-        # The last dense rows read: experts ask for them one after the other.
-        self._rows_key: Any = None
-        self._rows_FD = torch.empty(0)
-
-    def _dtype(self, name: str, of_routers: torch.dtype) -> torch.dtype:
-        item = self._plan[name]
-        if isinstance(item, RouterTensor):
-            return of_routers
-        source = item.source if isinstance(item, ExpertTensor) else name
-        return self._dense.tensors[source].dtype
+        of_routers = next(iter(dense.tensors.values())).dtype
+        self.tensors = {}
+        for name, item in self._plan.items():
+            if isinstance(item, CarriedTensor):
+                found = dense.tensors[name].dtype
+            elif isinstance(item, RouterTensor):
+                found = dtype or of_routers
+            else:
+                found = dtype or dense.tensors[item.source].dtype
+            self.tensors[name] = TensorInfo(tuple(targets[name]), found)
+        # Experts ask for the same rows one after the other: of one tensor, or
+        # (one expert whole after the other) of a layer's three.
+        self._dense_rows = lru_cache(maxsize=3)(self._read_dense_rows)
+        self._transposed_rows = lru_cache(maxsize=1)(self._transpose_rows)
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
-        if isinstance(self._plan[name], CarriedTensor):
+        item = self._plan[name]
+        if isinstance(item, CarriedTensor):
             return self._dense.read(name, dim, start, stop)
         if dim != 0:
             whole = self.read(name, 0, 0, self.tensors[name].shape[0])
             return whole.narrow(dim, start, stop - start)
-        blocks = list(self.rows(name, start, stop))
+        if isinstance(item, RouterTensor):
+            return self._router(item)[start:stop]
+        blocks = list(self._experts(item, start, stop, self._dense_rows))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
     def rows(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
@@ -82,7 +88,7 @@ class UpcycledCheckpoint(Checkpoint):
         elif isinstance(item, RouterTensor):
             yield self._router(item)[start:stop]
         else:
-            yield from self._experts(item, start, stop)
+            yield from self._experts(item, start, stop, self._transposed_rows)
 
     def _router(self, item: RouterTensor) -> torch.Tensor:
         # Drawn whole whichever rows are wanted: it is small.
@@ -96,11 +102,12 @@ class UpcycledCheckpoint(Checkpoint):
         item: ExpertTensor,
         start: int,
         stop: int,
+        read: Callable[[ExpertTensor, int, int], torch.Tensor],
     ) -> Iterator[torch.Tensor]:
         F = item.ffn_hidden_size
 
         def dense_rows(start: int, stop: int) -> torch.Tensor:
-            return self._dense_rows(item, start, stop)
+            return read(item, start, stop)
 
         for expert in range(start // F, (stop - 1) // F + 1):
             rows = ExpertRows(
@@ -112,16 +119,23 @@ class UpcycledCheckpoint(Checkpoint):
             )
             yield self._recipe(dense_rows, rows)
 
-    def _dense_rows(
+    def _read_dense_rows(
         self,
         item: ExpertTensor,
-        first: int,
-        last: int,
+        start: int,
+        stop: int,
     ) -> torch.Tensor:
-        key = (item.source, first, last)
-        if key != self._rows_key:
-            dim = 1 if item.transpose else 0
-            dense = self._dense.read(item.source, dim, first, last)
-            self._rows_FD = dense.t().contiguous() if item.transpose else dense
-            self._rows_key = key
-        return self._rows_FD
+        dim = 1 if item.transpose else 0
+        dense = self._dense.read(item.source, dim, start, stop)
+        dense = dense.to(self.tensors[item.target].dtype)
+        # A view: a Hugging Face folder has it transposed again.
+        return dense.t() if item.transpose else dense
+
+    def _transpose_rows(
+        self,
+        item: ExpertTensor,
+        start: int,
+        stop: int,
+    ) -> torch.Tensor:
+        """The same, contiguous: once for all experts."""
+        return self._read_dense_rows(item, start, stop).contiguous()

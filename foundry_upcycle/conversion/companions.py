@@ -34,8 +34,8 @@ def read_config(folder: str) -> dict[str, Any]:
     """
     file = Path(folder, 'config.json')
     try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             file,
             f'it is missing or damaged ({error}).',
@@ -70,6 +70,7 @@ def check_vocabulary(folder: str, vocab_size: int) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,
         )
     # A damaged tokenizer makes its libraries raise almost anything.
     except Exception as error:

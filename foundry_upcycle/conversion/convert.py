@@ -11,9 +11,10 @@ from foundry_upcycle.checkpoints.base import (
     nest,
 )
 from foundry_upcycle.checkpoints.huggingface.reader import is_huggingface_folder
-from foundry_upcycle.checkpoints.names import expert_name
+from foundry_upcycle.checkpoints.names import dense_mlp_type, expert_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.plan import refuse_mixture
+from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.sharded import write_sharded
@@ -21,7 +22,7 @@ from foundry_upcycle.config import FileFormat, UpcyclingConfig
 from foundry_upcycle.conversion.export_hf import huggingface_writer
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import Writer, n_bytes, save
-from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 
 __all__ = ['as_mixture', 'convert']
@@ -60,7 +61,7 @@ def convert(
             hold the model.
     """
     dense = open_checkpoint(config.source_path)
-    mixture = as_mixture(dense, config, moe_num_experts, moe_top_k)
+    mixture = as_mixture(dense, config, moe_num_experts, moe_top_k, dtype)
     settings = {
         'recipe': dict(config.recipe),
         'moe_num_experts': moe_num_experts,
@@ -69,6 +70,7 @@ def convert(
         'seed': config.seed,
         'format': file_format,
         'dtype': dtype and dtype_name(dtype),
+        'like': like,
     }
     provenance = Provenance('convert', config.source_path, settings)
     save(
@@ -87,6 +89,13 @@ def _writer(
     dtype: Optional[torch.dtype],
     like: Optional[str],
 ) -> Writer:
+    if file_format != 'safetensors' and like is not None:
+        raise ConfigError(
+            'like',
+            like,
+            f'a {file_format} output has no tokenizer.',
+            'leave it out, or choose the format safetensors.',
+        )
     if file_format == 'safetensors':
         if like is None and is_huggingface_folder(config.source_path):
             like = config.source_path
@@ -100,6 +109,7 @@ def as_mixture(
     config: UpcyclingConfig,
     moe_num_experts: int,
     moe_top_k: int,
+    dtype: Optional[torch.dtype] = None,
 ) -> UpcycledCheckpoint:
     """``dense`` seen as a mixture of experts, with its config.
 
@@ -107,22 +117,15 @@ def as_mixture(
         CheckpointError: ``dense`` carries no config, or can't be upcycled.
         ConfigError: E or K can't be used.
     """
-    if not dense.model_config:
-        raise CheckpointError(
-            dense.path,
-            'it carries no model config, so what its tensors compute is not '
-            'known.',
-            'save it with Composer (save_weights_only: true will do), or '
-            'upcycle it in a run, whose YAML has a model section: the callback '
-            'sparse_upcycling.',
-        )
+    require_mpt(dense)
     refuse_mixture(dense)
-    mlp_type = 'glu' if any('gate_proj' in n for n in dense.tensors) else 'mlp'
+    mlp_type = dense_mlp_type(dense.tensors)
     return UpcycledCheckpoint(
         dense,
         _shapes(dense, mlp_type, moe_num_experts),
         config,
         _model_config(dense, mlp_type, moe_num_experts, moe_top_k),
+        dtype,
     )
 
 
@@ -147,7 +150,14 @@ def _model_config(
 ) -> dict[str, Any]:
     config = nest(dense.model_config)
     ffn = config.get('ffn_config') or {}
-    down = next(s for n, (s, _) in dense.tensors.items() if 'down_proj' in n)
+    name = 'model.transformer.blocks.0.ffn.down_proj.weight'
+    if name not in dense.tensors:
+        raise CheckpointError(
+            dense.path,
+            f'it has no {name}.',
+            'start from an MPT with ffn_type mptglu or mptmlp.',
+        )
+    down = dense.tensors[name].shape
     mixture = {
         'ffn_hidden_size': down[1],
         'ffn_act_fn': ffn.get('ffn_act_fn'),

@@ -6,6 +6,7 @@ from typing import Any, Optional
 import torch
 
 from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
+from foundry_upcycle.checkpoints.huggingface.architectures import TOKEN_IDS
 from foundry_upcycle.checkpoints.huggingface.export import ExportedCheckpoint
 from foundry_upcycle.checkpoints.names import is_moe_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
@@ -20,9 +21,6 @@ from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import Writer, n_bytes, save
 
 __all__ = ['export_hf', 'huggingface_writer']
-
-# What the config says of the tokenizer, not of the model.
-_TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
 def export_hf(
@@ -68,7 +66,7 @@ def huggingface_writer(
     model_type = None if is_mixture else likes.get('model_type')
     view = ExportedCheckpoint(checkpoint, model_type)
     config: dict[str, Any] = dict(view.config)
-    config.update({key: likes.get(key) for key in _TOKEN_IDS})
+    config.update({key: likes.get(key) for key in TOKEN_IDS})
     if dtype is not None:
         config['torch_dtype'] = dtype_name(dtype)
     if like:

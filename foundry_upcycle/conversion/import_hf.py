@@ -9,20 +9,19 @@ from typing import Any, Iterator
 import torch
 import yaml
 
-from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
+from foundry_upcycle.checkpoints.base import dtype_name
 from foundry_upcycle.checkpoints.huggingface.gguf import unpack_gguf
 from foundry_upcycle.checkpoints.huggingface.reader import HuggingFaceReader
-from foundry_upcycle.checkpoints.huggingface.to_mpt import to_mpt
 from foundry_upcycle.checkpoints.names import is_moe_name
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.output import Progress
 from foundry_upcycle.conversion.companions import (
     check_vocabulary,
     copy_companions,
-    read_config,
 )
 from foundry_upcycle.conversion.manifest import Provenance
-from foundry_upcycle.conversion.save import n_bytes, save
+from foundry_upcycle.conversion.save import check_output, n_bytes, save
+from foundry_upcycle.errors import CheckpointError, ConfigError
 
 __all__ = ['import_hf']
 
@@ -61,11 +60,12 @@ def import_hf(
             tokens than the model, or ``out`` can't be written.
         ConfigError: MPT can't express the model.
     """
+    check_output(out, source, overwrite)
     with _as_folder(source) as folder:
         reader = HuggingFaceReader(folder)
-        config = read_config(folder)
-        check_vocabulary(folder, config['vocab_size'])
-        sections = _sections(reader, to_mpt(config), f'{out}/hf')
+        _refuse_rounded_gemma(reader, dtype)
+        check_vocabulary(folder, reader.section['vocab_size'])
+        sections = _sections(reader, f'{out}/hf')
 
         def write(path: Path, progress: Progress) -> None:
             (path / 'hf').mkdir(parents=True)
@@ -82,11 +82,21 @@ def import_hf(
         save(out, write, n_bytes(reader, dtype), provenance, overwrite)
 
 
-def _sections(
-    reader: Checkpoint,
-    model: dict[str, Any],
-    tokenizer: str,
-) -> dict[str, Any]:
+def _refuse_rounded_gemma(
+    reader: HuggingFaceReader, dtype: torch.dtype
+) -> None:
+    if reader.is_computed and dtype.itemsize < 4:
+        raise ConfigError(
+            'dtype',
+            dtype_name(dtype),
+            "MPT stores a Gemma's norms plus 1 and its embedding times "
+            'sqrt(d_model), which this dtype would round.',
+            'use float32; export_hf gives back the original numbers in any.',
+        )
+
+
+def _sections(reader: HuggingFaceReader, tokenizer: str) -> dict[str, Any]:
+    model = reader.section
     is_mixture = any(is_moe_name(name) for name in reader.tensors)
     return {
         'max_seq_len': model['max_seq_len'],
@@ -109,5 +119,12 @@ def _as_folder(source: str) -> Iterator[str]:
         yield source
         return
     with tempfile.TemporaryDirectory(prefix='gguf-') as folder:
-        unpack_gguf(source, folder)
+        try:
+            unpack_gguf(source, folder)
+        except OSError as error:
+            raise CheckpointError(
+                folder,
+                f'{source} could not be unpacked there ({error}).',
+                'set TMPDIR to a folder with room for its float32 weights.',
+            ) from error
         yield folder

@@ -4,13 +4,14 @@ import os
 
 import torch
 
-from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name, nest
+from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
 from foundry_upcycle.checkpoints.huggingface.reader import is_huggingface_folder
 from foundry_upcycle.checkpoints.names import parse_router_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
-from foundry_upcycle.checkpoints.settings import complete
+from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.conversion.companions import read_config
 from foundry_upcycle.conversion.manifest import chain_of_manifests
+from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['describe']
 
@@ -61,8 +62,7 @@ def _model(checkpoint: Checkpoint) -> str:
     ]
     if not routers:
         return 'dense'
-    config = complete(nest(checkpoint.model_config))
-    top_k = config.get('ffn_config.moe_top_k', '?')
+    top_k = checkpoint.model_config.get('ffn_config.moe_top_k', '?')
     return (
         f'mixture of experts: {routers[0][0]} experts, top-{top_k}, in '
         f'{len(routers)} layers'
@@ -70,10 +70,10 @@ def _model(checkpoint: Checkpoint) -> str:
 
 
 def _shape(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    if not checkpoint.model_config:
-        return [('layers', 'not known: the checkpoint carries no config')]
-    # Composer saves no setting that has its default.
-    config = complete(nest(checkpoint.model_config))
+    try:
+        config = require_mpt(checkpoint)
+    except CheckpointError as error:
+        return [('layers', f'not known: {error}')]
     tied = 'tied' if config['tie_word_embeddings'] else 'untied'
     kv = config['attn_config.kv_n_heads']
     rope = config['attn_config.rope']

@@ -16,7 +16,9 @@ from foundry_upcycle.errors import CheckpointError
 __all__ = [
     'Provenance',
     'chain_of_manifests',
+    'files_in',
     'hash_files',
+    'is_output',
     'manifest_path',
     'read_manifest',
 ]
@@ -44,32 +46,46 @@ def read_manifest(path: str | Path) -> Optional[dict[str, Any]]:
 
     A file may also be part of a folder that has one (what ``import_hf``
     writes).
-
-    Raises:
-        CheckpointError: It is not one of ours.
     """
-    candidates = [manifest_path(path), manifest_path(Path(path).parent)]
-    file = next((f for f in candidates if f.is_file()), None)
-    if file is None:
-        return None
+    path = Path(path)
+    own = _read(manifest_path(path))
+    if own is not None or path.is_dir():
+        return own
+    of_folder = _read(manifest_path(path.parent))
+    is_listed = of_folder is not None and path.name in of_folder['outputs']
+    return of_folder if is_listed else None
+
+
+def _read(file: Path) -> Optional[dict[str, Any]]:
+    """A manifest of ours; other tools call their files so as well."""
     try:
         manifest = json.loads(file.read_bytes())
-        manifest['source']['sha256'], manifest['settings']
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            file,
-            f'it is no manifest of foundry-upcycle ({error!r}).',
-            'remove it; nothing but the provenance is lost.',
-        ) from error
-    return manifest
+        is_ours = manifest['source']['sha256'] and manifest['outputs']
+        return manifest if is_ours else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_output(folder: str | Path) -> bool:
+    """Whether all that a folder holds was written by one conversion."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    known = {*manifest['outputs'], manifest_path(folder).name}
+    return known >= set(files_in(Path(folder)))
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of all files in a folder and below, sorted."""
+    return sorted(
+        str(file.relative_to(folder))
+        for file in folder.rglob('*')
+        if not file.is_dir()
+    )
 
 
 def chain_of_manifests(path: str) -> list[dict[str, Any]]:
-    """Those of a checkpoint, of its source, of the source's source ...
-
-    Raises:
-        CheckpointError: The first is not one of ours.
-    """
+    """Those of a checkpoint, of its source, of the source's source ..."""
     chain = []
     manifest: Any = read_manifest(path)
     while manifest:
@@ -118,11 +134,27 @@ class Provenance:
     def _hash(self) -> None:
         try:
             self._hashes.set_result(hash_files(self.source))
+        except OSError as error:
+            self._hashes.set_exception(
+                CheckpointError(
+                    self.source,
+                    f'it could not be read to its end ({error}).',
+                    'see that nothing changes it, and convert again.',
+                ),
+            )
         except Exception as error:
             self._hashes.set_exception(error)
 
-    def write(self, file: Path) -> None:
-        """Writes the manifest, atomically, when the source is hashed."""
+    def write(self, outputs: list[str], file: Path) -> None:
+        """Writes the manifest, atomically, when the source is hashed.
+
+        Args:
+            outputs: Names of the files that were made.
+            file: The manifest.
+
+        Raises:
+            CheckpointError: The source could not be read to its end.
+        """
         manifest = {
             'command': self.command,
             'created': datetime.datetime.now(datetime.timezone.utc).isoformat(),
@@ -136,6 +168,7 @@ class Provenance:
                 'sha256': self._hashes.result(),
                 'manifest': self._origin,
             },
+            'outputs': outputs,
         }
         partial = file.with_name(f'{file.name}.partial')
         partial.write_text(json.dumps(manifest, indent=2) + '\n')

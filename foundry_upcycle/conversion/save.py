@@ -12,11 +12,17 @@ from foundry_upcycle.checkpoints.writers.output import (
     Progress,
     check_free_space,
     new_output,
+    refuse_existing,
 )
-from foundry_upcycle.conversion.manifest import Provenance, manifest_path
+from foundry_upcycle.conversion.manifest import (
+    Provenance,
+    files_in,
+    is_output,
+    manifest_path,
+)
 from foundry_upcycle.errors import CheckpointError
 
-__all__ = ['Writer', 'n_bytes', 'save']
+__all__ = ['Writer', 'check_output', 'n_bytes', 'save']
 
 # Writes a file or folder at a path, and tells how many bytes as it goes.
 Writer = Callable[[Path, Progress], None]
@@ -33,7 +39,7 @@ def n_bytes(checkpoint: Checkpoint, dtype: Optional[torch.dtype]) -> int:
 def save(
     out: str,
     write: Writer,
-    n_bytes: int,
+    total_bytes: int,
     provenance: Provenance,
     overwrite: bool,
 ) -> None:
@@ -42,7 +48,7 @@ def save(
     Args:
         out: The file or folder to make.
         write: Writes it, to another path.
-        n_bytes: How much that will be.
+        total_bytes: How much that will be.
         provenance: Goes into the folder, or beside the file.
         overwrite: Whether ``out`` may exist.
 
@@ -50,13 +56,12 @@ def save(
         CheckpointError: ``out`` exists, or can't be written. What was there
             still is.
     """
-    _refuse_source(out, provenance.source)
-    _refuse_foreign_folder(out)
+    check_output(out, provenance.source, overwrite)
     with new_output(out, overwrite) as partial:
-        check_free_space(partial, n_bytes)
+        check_free_space(partial, total_bytes)
         provenance.start()
         with tqdm(
-                total=n_bytes,
+                total=total_bytes,
                 desc=provenance.command,
                 unit='B',
                 unit_scale=True,
@@ -64,21 +69,30 @@ def save(
         ) as bar:
             write(partial, bar.update)
         if partial.is_dir():
-            provenance.write(manifest_path(partial))
+            provenance.write(files_in(partial), manifest_path(partial))
         else:
-            # Better none for a moment than that of another file.
-            manifest_path(out).unlink(missing_ok=True)
-    if os.path.isfile(out):
-        provenance.write(manifest_path(out))
+            # It has its place at once, and the file right after.
+            provenance.write([os.path.basename(out)], manifest_path(out))
+
+
+def check_output(out: str, source: str, overwrite: bool) -> None:
+    """Refuses an output that could not be put in its place, beforehand.
+
+    Raises:
+        CheckpointError: It exists and may not be replaced, or it is, holds or
+            lies in the source.
+    """
+    _refuse_source(out, source)
+    _refuse_foreign_folder(out)
+    refuse_existing(out, overwrite)
 
 
 def _refuse_foreign_folder(out: str) -> None:
-    is_ours = manifest_path(out).is_file()
-    if os.path.isdir(out) and os.listdir(out) and not is_ours:
+    if os.path.isdir(out) and os.listdir(out) and not is_output(out):
         raise CheckpointError(
             out,
-            'it exists, and foundry-upcycle did not write it (it holds no '
-            'manifest.json).',
+            'it exists, and holds what foundry-upcycle did not write (what its '
+            'manifest.json does not list).',
             'choose another output; --overwrite replaces a whole folder.',
         )
 

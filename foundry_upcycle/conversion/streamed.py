@@ -1,5 +1,6 @@
 """Logits of a checkpoint of any size: one block in memory at a time."""
 
+import warnings
 from typing import Any, Callable, Mapping
 
 import torch
@@ -15,15 +16,15 @@ __all__ = ['streamed_logits']
 def streamed_logits(
     checkpoint: Checkpoint,
     input_ids_BT: torch.Tensor,
-    stored_as: torch.dtype = torch.float32,
+    stored_as: Mapping[str, torch.dtype] = {},  # noqa: B006
 ) -> torch.Tensor:
     """Runs a model block by block, as its weights are read.
 
     Args:
         checkpoint: A dense or upcycled MPT, with its config.
         input_ids_BT: Token ids, (B, T).
-        stored_as: Rounds the weights to this dtype first. The arithmetic is
-            in float32.
+        stored_as: Rounds these tensors, by name, to a dtype first. The
+            arithmetic is in float32.
 
     Returns:
         Logits (B, T, V) in float32.
@@ -40,10 +41,13 @@ def streamed_logits(
 
 def _cpu_config(flat: Mapping[str, Any]) -> MPTConfig:
     config = nest(flat)
-    config['attn_config'] = {
-        **config.get('attn_config', {}), 'attn_impl': 'torch'
-    }
-    return MPTConfig(**config)
+    attention = {**config.get('attn_config', {}), 'attn_impl': 'torch'}
+    if attention.get('rope_impl') == 'dail':
+        attention['rope_impl'] = 'hf'  # The same, without flash-attn.
+    with warnings.catch_warnings():
+        # Foundry warns that rope replaces learned positions.
+        warnings.simplefilter('ignore')
+        return MPTConfig(**{**config, 'attn_config': attention})
 
 
 def _units(model: MPTForCausalLM) -> list[tuple[str, torch.nn.Module]]:
@@ -63,16 +67,17 @@ def _load_when_it_runs(
     unit: torch.nn.Module,
     prefix: str,
     checkpoint: Checkpoint,
-    stored_as: torch.dtype,
+    stored_as: Mapping[str, torch.dtype],
 ) -> Callable[..., None]:
     """Reads the unit's weights before it runs; returns what frees them."""
     meta = dict(unit.named_parameters())
 
     def load(*_: Any) -> None:
         for name in meta:
-            rows = checkpoint.tensors[f'model.{prefix}.{name}'].shape[0]
-            data = checkpoint.read(f'model.{prefix}.{name}', 0, 0, rows)
-            _set(unit, name, data.to(stored_as).float())
+            key = f'model.{prefix}.{name}'
+            shape, dtype = checkpoint.tensors[key]
+            data = checkpoint.read(key, 0, 0, shape[0])
+            _set(unit, name, data.to(stored_as.get(key, dtype)).float())
 
     def unload(*_: Any) -> None:
         for name, parameter in meta.items():

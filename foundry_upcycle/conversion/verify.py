@@ -8,14 +8,20 @@ import torch
 from tqdm import tqdm
 
 from foundry_upcycle.checkpoints.base import Checkpoint, nest
-from foundry_upcycle.checkpoints.names import is_moe_name, parse_router_name
+from foundry_upcycle.checkpoints.exactness import check_same_function
+from foundry_upcycle.checkpoints.names import (
+    dense_mlp_type,
+    expert_name,
+    is_moe_name,
+    parse_router_name,
+)
 from foundry_upcycle.checkpoints.open import open_checkpoint
-from foundry_upcycle.checkpoints.settings import complete
+from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.manifest import chain_of_manifests, hash_files
 from foundry_upcycle.conversion.streamed import streamed_logits
-from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.errors import CheckpointError, ConfigError
 
 __all__ = ['Verification', 'verify']
 
@@ -32,8 +38,9 @@ class Verification:
         differing: Largest absolute difference of each tensor that is not what
             upcycling makes of the dense model, by name.
         routers: Whether routers were compared as well (their seed is known).
-        provenance: What the manifest says of the dense checkpoint; None where
-            there is no manifest.
+        config: A setting that makes them different functions, in words.
+        provenance: Whether the manifest names this very dense checkpoint;
+            None where there is no manifest. Does not decide.
         logits: Largest absolute difference of the logits on the sample.
         tolerance: The largest that passes.
     """
@@ -41,13 +48,14 @@ class Verification:
     tolerance: float
     routers: bool = False
     differing: dict[str, float] = field(default_factory=dict)
+    config: Optional[str] = None
     provenance: Optional[bool] = None
     logits: float = float('nan')
 
     @property
     def passed(self) -> bool:
         return (
-            not self.differing and self.provenance is not False
+            not self.differing and self.config is None
             and self.logits <= self.tolerance
         )
 
@@ -55,7 +63,7 @@ class Verification:
         """The findings, in words."""
         provenance = {
             True: 'names these very files of the dense model',
-            False: 'DIFFERS: it was made from other files',
+            False: 'names other files of a dense model',
             None: 'there is none',
         }
         routers = 'with' if self.routers else 'without'
@@ -68,6 +76,7 @@ class Verification:
             f'           {name}: by {difference:.3g}'
             for name, difference in self.differing.items()
         ]
+        lines.append(f'config     {self.config or "the same function"}')
         lines.append(
             f'logits     differ by {self.logits:.3g}, at most '
             f'{self.tolerance:g} allowed',
@@ -133,6 +142,7 @@ def verify(
             for n, d in differences.items()
             if d != 0
         },
+        config=_config_difference(source, target),
         provenance=_provenance(dense, mixture),
         logits=_logits_difference(source, target, n_tokens, seed),
         tolerance=tolerance,
@@ -147,13 +157,7 @@ def _check_comparable(source: Checkpoint, target: Checkpoint) -> None:
             'name the dense checkpoint first, then the mixture.',
         )
     for checkpoint in (source, target):
-        if not checkpoint.model_config:
-            raise CheckpointError(
-                checkpoint.path,
-                'it carries no model config, so what its tensors compute is '
-                'not known.',
-                'save it with Composer (save_weights_only: true will do).',
-            )
+        require_mpt(checkpoint)
 
 
 def _settings(mixture: str) -> dict[str, Any]:
@@ -197,13 +201,31 @@ def _difference(
     return largest
 
 
+def _config_difference(source: Checkpoint, target: Checkpoint) -> Optional[str]:
+    try:
+        check_same_function(source, nest(target.model_config))
+    except ConfigError as error:
+        return f'DIFFERS: {error}'
+    return None
+
+
+def _dtypes(source: Checkpoint, target: Checkpoint) -> dict[str, torch.dtype]:
+    """Of each dense tensor, in what precision the mixture stores it."""
+    mlp_type = dense_mlp_type(source.tensors)
+    dtypes = {}
+    for name in source.tensors:
+        expert = expert_name(name, mlp_type)
+        dtypes[name] = target.tensors[expert.name if expert else name].dtype
+    return dtypes
+
+
 def _logits_difference(
     source: Checkpoint,
     target: Checkpoint,
     n_tokens: int,
     seed: int,
 ) -> float:
-    config = complete(nest(target.model_config))
+    config = require_mpt(target)
     n_tokens = min(n_tokens, config['max_seq_len'])
     generator = torch.Generator().manual_seed(seed)
     input_ids_BT = torch.randint(
@@ -211,11 +233,6 @@ def _logits_difference(
         (1, n_tokens),
         generator=generator,
     )
-    # The precision in which the mixture is stored.
-    dtype = min(
-        (info.dtype for info in target.tensors.values()),
-        key=lambda dtype: dtype.itemsize,
-    )
-    dense_BTV = streamed_logits(source, input_ids_BT, stored_as=dtype)
+    dense_BTV = streamed_logits(source, input_ids_BT, _dtypes(source, target))
     mixture_BTV = streamed_logits(target, input_ids_BT)
     return (dense_BTV - mixture_BTV).abs().max().item()

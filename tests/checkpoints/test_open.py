@@ -207,3 +207,49 @@ def test_numbers_that_are_none_are_warned_of_once(tmp_path, kind, value):
         f'{checkpoint.path}: {named} has NaN or infinite values; what is made '
         'of it will have them too.',
     ]
+
+
+@pytest.mark.parametrize(
+    'name,message',
+    [
+        ('checkpoint.pt', 'name .*checkpoint.pt'),
+        ('adapter_config.json', 'it holds an adapter'),
+        ('README.md', 'has no .metadata file.*or a Hugging Face folder'),
+    ],
+)
+def test_other_folders_are_refused(tmp_path, name, message):
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_gguf_file_is_to_be_imported(tmp_path):
+    (tmp_path / 'model.gguf').write_bytes(b'GGUF and more')
+    with pytest.raises(CheckpointError, match='GGUF.*foundry-upcycle import'):
+        open_checkpoint(str(tmp_path / 'model.gguf'))
+
+
+def test_a_file_that_shrinks_is_named(tmp_path):
+    path = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+    checkpoint = open_checkpoint(path)
+    os.truncate(path, 4096)
+    with pytest.raises(CheckpointError, match='weight can no longer be read'):
+        for name, info in checkpoint.tensors.items():
+            checkpoint.read(name, 0, 0, info.shape[0])
+
+
+def test_metadata_that_names_other_folders_is_refused(tmp_path):
+    dcp.save(
+        {'state': {
+            'model': tiny.build_dense().state_dict()
+        }},
+        checkpoint_id=tmp_path,
+    )
+    with (tmp_path / '.metadata').open('rb') as stream:
+        metadata = pickle.load(stream)
+    for entry in metadata.storage_data.values():
+        entry.relative_path = '../' + entry.relative_path
+    with (tmp_path / '.metadata').open('wb') as stream:
+        pickle.dump(metadata, stream)
+    with pytest.raises(CheckpointError, match='not a file of this folder'):
+        open_checkpoint(str(tmp_path))

@@ -156,6 +156,24 @@ def test_a_source_without_config_is_refused(tmp_path):
         convert(UpcyclingConfig(str(source)), str(tmp_path / 'out.pt'), 'pt')
 
 
+def test_what_is_no_mpt_is_refused(source, tmp_path):
+    content = torch.load(source, weights_only=True)
+    content['state']['model'] = {'weight': torch.zeros(2, 2)}
+    torch.save(content, source)
+    with pytest.raises(CheckpointError, match='it has no .*down_proj.weight'):
+        convert(UpcyclingConfig(source), str(tmp_path / 'out.pt'), 'pt')
+
+
+def test_a_tokenizer_has_no_place_in_a_composer_file(source, tmp_path):
+    with pytest.raises(ConfigError, match="like='x': a pt output has no tok"):
+        convert(
+            UpcyclingConfig(source),
+            str(tmp_path / 'out.pt'),
+            'pt',
+            like='x',
+        )
+
+
 @pytest.mark.parametrize(
     'settings,message',
     [

@@ -124,9 +124,37 @@ def test_an_existing_folder_is_kept(moe, tmp_path):
     out.mkdir()
     (out / 'mine.txt').write_text('mine')
     for overwrite in (False, True):
-        with pytest.raises(CheckpointError, match='did not write it.*--overw'):
+        with pytest.raises(CheckpointError, match='did not write .*--overw'):
             export_hf(moe, str(out), overwrite=overwrite)
     assert [file.name for file in out.iterdir()] == ['mine.txt']
+
+
+def test_what_was_put_into_an_export_is_kept(moe, tmp_path):
+    out = tmp_path / 'out'
+    export_hf(moe, str(out))
+    (out / 'mine.txt').write_text('mine')
+    with pytest.raises(CheckpointError, match='did not write .*does not list'):
+        export_hf(moe, str(out), overwrite=True)
+    assert (out / 'mine.txt').read_text() == 'mine'
+
+
+def test_quantised_weights_are_refused(moe, tmp_path):
+    content = torch.load(moe, weights_only=True)
+    weights = content['state']['model']
+    name = 'model.transformer.wte.weight'
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+    torch.save(content, moe)
+    with pytest.raises(CheckpointError, match='wte.weight has dtype torch.flo'):
+        export_hf(moe, str(tmp_path / 'out'))
+
+
+def test_another_models_checkpoint_is_refused(moe, tmp_path):
+    content = torch.load(moe, weights_only=True)
+    model = content['state']['integrations']['huggingface']['model']
+    model['config']['content']['model_type'] = 'llama'
+    torch.save(content, moe)
+    with pytest.raises(CheckpointError, match='checkpoint of a llama, not of'):
+        export_hf(moe, str(tmp_path / 'out'))
 
 
 def test_an_export_is_replaced_only_when_told(moe, tmp_path):

@@ -4,10 +4,12 @@ import pytest
 import tiny_hf
 import torch
 import yaml
+from transformers import GemmaConfig, GemmaForCausalLM
 
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
+from foundry_upcycle.conversion.export_hf import export_hf
 from foundry_upcycle.conversion.import_hf import import_hf
 from foundry_upcycle.conversion.manifest import hash_files, read_manifest
 from foundry_upcycle.errors import CheckpointError, ConfigError
@@ -98,6 +100,54 @@ def test_what_mpt_can_not_express_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="rope_scaling.rope_type='yarn'"):
         import_hf(str(source), str(tmp_path / 'out'))
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_gemma_is_not_rounded(tmp_path):
+    torch.manual_seed(0)
+    config = GemmaConfig(**tiny_hf.LLAMA, head_dim=16)
+    gemma = GemmaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in gemma.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    gemma.bfloat16().save_pretrained(tmp_path / 'gemma')
+    source, out = str(tmp_path / 'gemma'), tmp_path / 'out'
+    with pytest.raises(ConfigError, match="dtype='bfloat16': .*would round"):
+        import_hf(source, str(out), torch.bfloat16)
+    import_hf(source, str(out))
+    export_hf(
+        str(out / 'checkpoint.pt'),
+        str(tmp_path / 'again'),
+        like=str(out / 'hf'),
+        dtype=torch.bfloat16,
+    )
+    again = tiny_hf.load(tmp_path / 'again', torch_dtype='auto')
+    for name, tensor in gemma.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_config_without_vocabulary_has_transformers_default(tmp_path):
+    source = tmp_path / 'llama'
+    tiny_hf.save_llama(source, vocab_size=32000)
+    config = json.loads((source / 'config.json').read_text())
+    del config['vocab_size']
+    (source / 'config.json').write_text(json.dumps(config))
+    import_hf(str(source), str(tmp_path / 'out'))
+
+
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    source = tmp_path / 'model.gguf'
+    source.write_bytes(b'GGUF')
+
+    def unpack(*_):
+        raise OSError(28, 'No space left on device')
+
+    # A real full disk would have to be the one that TMPDIR is on.
+    monkeypatch.setattr(
+        'foundry_upcycle.conversion.import_hf.unpack_gguf',
+        unpack,
+    )
+    with pytest.raises(CheckpointError, match='No space left.*set TMPDIR'):
+        import_hf(str(source), str(tmp_path / 'out'))
 
 
 def test_a_missing_source_is_refused(tmp_path):

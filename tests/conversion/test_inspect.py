@@ -78,7 +78,7 @@ def test_defaults_that_composer_does_not_save(tmp_path):
 def test_a_file_without_config(tmp_path):
     path = tmp_path / 'dense.pt'
     torch.save({'state': {'model': tiny.build_dense().state_dict()}}, path)
-    assert 'carries no config' in dict(describe(str(path)))['layers']
+    assert 'carries no model config' in dict(describe(str(path)))['layers']
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import tiny_hf
 from foundry_upcycle.conversion.manifest import (
     Provenance,
     hash_files,
+    is_output,
     manifest_path,
     read_manifest,
 )
@@ -18,10 +19,10 @@ def digest(file) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def write(source, file) -> None:
+def write(source, outputs, file) -> None:
     provenance = Provenance('convert', str(source), {'seed': 17})
     provenance.start()
-    provenance.write(file)
+    provenance.write(outputs, file)
 
 
 def test_a_file_is_hashed(tmp_path):
@@ -41,7 +42,7 @@ def test_what_is_written_is_read(tmp_path):
     source, out = tmp_path / 'dense.pt', tmp_path / 'moe.pt'
     tiny.save_dense(tiny.build_dense(), source)
     out.touch()
-    write(source, manifest_path(out))
+    write(source, ['moe.pt'], manifest_path(out))
     assert manifest_path(out) == tmp_path / 'moe.pt.manifest.json'
     manifest = read_manifest(out)
     assert manifest is not None
@@ -62,8 +63,8 @@ def test_the_sources_own_manifest_is_kept(tmp_path):
     folder.mkdir()
     source = folder / 'checkpoint.pt'
     tiny.save_dense(tiny.build_dense(), source)
-    write(source, manifest_path(folder))
-    write(source, tmp_path / 'moe.pt.manifest.json')
+    write(source, ['checkpoint.pt'], manifest_path(folder))
+    write(source, ['moe.pt'], tmp_path / 'moe.pt.manifest.json')
     manifest = read_manifest(tmp_path / 'moe.pt')
     assert manifest is not None
     assert manifest['source']['manifest'] == json.loads(
@@ -76,15 +77,27 @@ def test_no_manifest(tmp_path):
 
 
 @pytest.mark.parametrize('content', ['{', '[]', '{"source": {}}'])
-def test_another_manifest_is_refused(tmp_path, content: str):
+def test_a_manifest_of_another_tool_is_none(tmp_path, content: str):
     (tmp_path / 'manifest.json').write_text(content)
-    with pytest.raises(CheckpointError, match='it is no manifest of foundry-u'):
-        read_manifest(tmp_path)
+    assert read_manifest(tmp_path) is None
+    assert not is_output(tmp_path)
+
+
+def test_a_folders_manifest_is_of_the_files_that_it_lists(tmp_path):
+    source = tmp_path / 'checkpoint.pt'
+    tiny.save_dense(tiny.build_dense(), source)
+    write(source, ['checkpoint.pt'], manifest_path(tmp_path))
+    assert read_manifest(source) is not None
+    assert is_output(tmp_path)
+    trained = tmp_path / 'latest-rank0.pt'
+    trained.touch()
+    assert read_manifest(trained) is None
+    assert not is_output(tmp_path)
 
 
 def test_a_source_that_can_not_be_hashed_fails_when_written(tmp_path):
     provenance = Provenance('convert', str(tmp_path / 'absent.pt'), {})
     provenance.start()
-    with pytest.raises(FileNotFoundError):
-        provenance.write(tmp_path / 'manifest.json')
+    with pytest.raises(CheckpointError, match='not be read to its end'):
+        provenance.write([], tmp_path / 'manifest.json')
     assert not (tmp_path / 'manifest.json').exists()

@@ -93,6 +93,7 @@ def test_another_dense_checkpoint_is_found_out(moe, tmp_path):
     result = verify(other, moe)
     assert not result.passed
     assert result.provenance is False
+    assert 'names other files' in '\n'.join(result.lines())
     assert 'model.transformer.wte.weight' in result.differing
 
 
@@ -115,6 +116,38 @@ def test_combine_weights_that_do_not_sum_to_1_are_found_out(dense, moe):
     assert not result.differing
     assert result.logits > 0.01
     assert not result.passed
+
+
+def test_equal_weights_of_other_files_pass(dense, moe, tmp_path):
+    content = torch.load(dense, weights_only=True)
+    content['state']['more'] = 1
+    torch.save(content, dense)
+    result = verify(dense, moe)
+    assert result.passed and result.provenance is False
+
+
+def test_a_setting_that_no_logit_shows_is_found_out(dense, moe):
+    content = torch.load(moe, weights_only=True)
+    model = content['state']['integrations']['huggingface']['model']
+    model['config']['content']['attn_config']['sliding_window_size'] = 20
+    torch.save(content, moe)
+    result = verify(dense, moe, n_tokens=16)
+    assert not result.differing
+    assert not result.passed
+    assert 'sliding_window_size=20' in '\n'.join(result.lines())
+
+
+def test_mixed_dtypes_are_compared_as_they_are_stored(tmp_path):
+    model = tiny.build_dense()
+    for name, parameter in model.named_parameters():
+        if 'norm' not in name:
+            parameter.data = parameter.data.bfloat16()
+        else:
+            parameter.data.add_(0.001)
+    source = tiny.save_dense(model, tmp_path / 'dense.pt')
+    convert(UpcyclingConfig(source), str(tmp_path / 'moe.pt'), 'pt')
+    result = verify(source, str(tmp_path / 'moe.pt'))
+    assert result.passed and result.logits <= 1e-5
 
 
 def test_two_dense_checkpoints_are_refused(dense):

@@ -253,6 +253,5 @@ def accepted_activations(architecture: Architecture) -> list[str]:
     if architecture.is_moe:
         return ['silu']
     if architecture.is_gemma:
-        # Gemma's first config.json said gelu, and meant this.
         return ['gelu_pytorch_tanh']
     return [*ACTIVATIONS]

@@ -5,6 +5,7 @@ from typing import Any, Mapping, Optional
 import torch
 
 from foundry_upcycle.checkpoints.base import (
+    FLOAT_DTYPES,
     Checkpoint,
     TensorInfo,
     dtype_name,
@@ -18,6 +19,7 @@ from foundry_upcycle.checkpoints.huggingface.names import (
 from foundry_upcycle.checkpoints.huggingface.to_huggingface import (
     to_huggingface,
 )
+from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['ExportedCheckpoint']
@@ -40,19 +42,12 @@ class ExportedCheckpoint(Checkpoint):
 
     Raises:
         CheckpointError: The source carries no config, or not exactly the
-            tensors that its config describes.
+            tensors that its config describes, or quantised ones.
         ConfigError: The architecture can't hold the model.
     """
 
     def __init__(self, source: Checkpoint, model_type: Optional[str] = None):
-        if not source.model_config:
-            raise CheckpointError(
-                source.path,
-                'it carries no model config, which says what the weights '
-                'compute.',
-                'save it with Composer from a model that Foundry built, which '
-                'keeps the config beside the weights.',
-            )
+        require_mpt(source)
         self.path = source.path
         self.model_config = source.model_config
         self._source = source
@@ -97,6 +92,12 @@ def _check_total(
                 f'{name} has shape {found}, and the config beside it describes '
                 f'{expected.get(name)} (None: no such tensor).',
                 'export a checkpoint whose config is that of its weights.',
+            )
+        if info.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                source.path,
+                f'{name} has dtype {info.dtype}.',
+                'start from weights in float32, bfloat16 or float16.',
             )
 
 

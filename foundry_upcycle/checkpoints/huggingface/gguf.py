@@ -135,7 +135,7 @@ def _open(path: str) -> _File:
         raise CheckpointError(
             path,
             'GGUF files need the package gguf.',
-            "pip install 'foundry_upcycle[gguf]'.",
+            'run `pip install gguf`.',
         ) from error
     try:
         reader = GGUFReader(path)

@@ -67,6 +67,10 @@ class HuggingFaceReader(Checkpoint):
     Args:
         path: A local folder.
 
+    Attributes:
+        section: The ``model`` section of the same MPT, without ``name``.
+        is_computed: Whether some tensors are computed, not only carried over.
+
     Raises:
         CheckpointError: A file is missing, damaged, quantised, or does not
             hold exactly the tensors that ``config.json`` describes.
@@ -77,7 +81,7 @@ class HuggingFaceReader(Checkpoint):
         self.path = path
         hf_config = _read_json(path, _CONFIG)
         self._stored = _stored_tensors(path)
-        section = to_mpt(hf_config)
+        self.section = section = to_mpt(hf_config)
         self._parts: dict[str, list[Part]] = {}
         found = parts(section, hf_config['model_type'])
         for part in found:
@@ -88,6 +92,7 @@ class HuggingFaceReader(Checkpoint):
             for name, shape in mpt_shapes(found).items()
         }
         self.model_config = flatten(_as_saved(section))
+        self.is_computed = any(part.is_affine for part in found)
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         shape, dtype = self.tensors[name]

@@ -18,7 +18,7 @@ from foundry_upcycle.checkpoints.huggingface.architectures import (
     accepted_activations,
     get_architecture,
 )
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 
 __all__ = ['to_mpt']
 
@@ -101,6 +101,7 @@ def _check_keys(given: Mapping[str, Any], known: set[str]) -> None:
         warnings.warn(
             f'config.json has {", ".join(unknown)}, which transformers '
             f'{given["model_type"]} does not know: ignored.',
+            UpcyclingWarning,
             stacklevel=4,  # The caller of to_mpt.
         )
 
@@ -208,6 +209,15 @@ def _mpt_activation(
 ) -> dict[str, str]:
     name = ACTIVATION_ALIASES.get(hf['hidden_act'], hf['hidden_act'])
     accepted = accepted_activations(architecture)
+    if architecture.is_gemma and name == 'gelu':
+        # Gemma's first config.json says so; it was trained with tanh.
+        warnings.warn(
+            "hidden_act='gelu' of a Gemma is taken for gelu_pytorch_tanh, with "
+            'which Gemma was trained; transformers may compute the other.',
+            UpcyclingWarning,
+            stacklevel=2,
+        )
+        name = 'gelu_pytorch_tanh'
     # Of Gemma's two keys transformers reads one, vLLM the other.
     if name not in accepted or hf.get('hidden_activation') not in (None, name):
         raise ConfigError(

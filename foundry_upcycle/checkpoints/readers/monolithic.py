@@ -177,7 +177,14 @@ class MonolithicReader(Checkpoint):
 
     def __init__(self, path: str):
         self.path = path
-        self._file = open(path, 'rb')
+        try:
+            self._file = open(path, 'rb')
+        except OSError as error:
+            raise CheckpointError(
+                path,
+                f'it can not be opened ({error}).',
+                'make it a file that you may read.',
+            ) from error
         weakref.finalize(self, self._file.close)
         content = _load(path, self._file)
         self._stored = self._locate(content['state']['model'])
@@ -205,7 +212,14 @@ class MonolithicReader(Checkpoint):
         return located
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
-        part = self._stored[name].narrow(self._file, dim, start, stop)
+        try:
+            part = self._stored[name].narrow(self._file, dim, start, stop)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                self.path,
+                f'{name} can no longer be read ({error}).',
+                'see that nothing changes it meanwhile, or copy it again.',
+            ) from error
         return self._finite(name, part)
 
 

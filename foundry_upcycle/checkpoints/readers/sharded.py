@@ -106,6 +106,12 @@ class _Index:
         for entry in entries:
             end = entry.offset + entry.length
             file = entry.relative_path
+            if Path(file).name != file:
+                raise CheckpointError(
+                    Path(self.path, '.metadata'),
+                    f'it names {file!r}, which is not a file of this folder.',
+                    'do not use a folder that you do not trust; copy it again.',
+                )
             needed[file] = max(needed.get(file, 0), end)
         return needed
 
@@ -116,8 +122,8 @@ def _load_metadata(path: str) -> Metadata:
         raise CheckpointError(
             path,
             'the folder has no .metadata file.',
-            'set source_path to the folder of one saved batch (such as '
-            'ep0-ba100), which holds .metadata and *.distcp files.',
+            'name the folder of one saved batch (such as ep0-ba100), which '
+            'holds .metadata and *.distcp files, or a Hugging Face folder.',
         )
     try:
         with file.open('rb') as stream:

@@ -30,6 +30,7 @@ __all__ = [
     'Progress',
     'check_free_space',
     'new_output',
+    'refuse_existing',
     'stored_tensors',
     'stream_tensor',
 ]
@@ -65,9 +66,9 @@ def new_output(
     """
     target = Path(os.path.abspath(path))
     try:
-        _refuse_existing(target, overwrite)
+        refuse_existing(target, overwrite)
         with _locked_workspace(target) as workspace:
-            _refuse_existing(target, overwrite)  # What a crash left, is back.
+            refuse_existing(target, overwrite)  # What a crash left, is back.
             yield workspace / 'new'
             _publish(workspace, target)
     except OSError as error:
@@ -185,7 +186,15 @@ def _wrong_rows(
     )
 
 
-def _refuse_existing(target: Path, overwrite: bool) -> None:
+def refuse_existing(
+    target: str | os.PathLike[str],
+    overwrite: bool,
+) -> None:
+    """Refuses a target that is there, unless it may be replaced.
+
+    Raises:
+        CheckpointError: It exists.
+    """
     if os.path.lexists(target) and not overwrite:
         raise CheckpointError(
             target,

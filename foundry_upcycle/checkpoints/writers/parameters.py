@@ -29,6 +29,7 @@ def fill_parameters(
 
     Raises:
         ConfigError: As ``local_rows``.
+        RuntimeError: The checkpoint gives fewer rows than it says.
     """
     for name in names:
         local, start = local_rows(name, parameters[name])
@@ -36,6 +37,11 @@ def fill_parameters(
         for block in checkpoint.rows(name, start, stop):
             local[:len(block)].copy_(block)
             local = local[len(block):]
+        if len(local):
+            raise RuntimeError(
+                f'{name}: {len(local)} rows were not read from '
+                f'{checkpoint.path}. This is a bug.',
+            )
 
 
 def local_rows(name: str, parameter: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -436,5 +436,5 @@ def test_package_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setitem(sys.modules, 'gguf', None)
-    with pytest.raises(CheckpointError, match=r"Fix: pip install 'foundry_up"):
+    with pytest.raises(CheckpointError, match='Fix: run `pip install gguf`'):
         unpack_gguf('model.gguf', str(tmp_path / 'hf'))

@@ -39,3 +39,14 @@ def test_parameters_without_memory_are_refused():
             match='model.init_device=.meta, still, for w.*fsdp_config, else cpu',
     ):
         local_rows('w', torch.empty(2, device='meta'))
+
+
+def test_missing_rows_are_a_bug(tmp_path, monkeypatch):
+    model = tiny.build_dense()
+    checkpoint = open_checkpoint(tiny.save_dense(model, tmp_path / 'd.pt'))
+    parameters = dict(model.named_parameters())
+    name = 'model.transformer.wte.weight'
+    short = parameters[name].detach()[:-3]
+    monkeypatch.setattr(checkpoint, 'rows', lambda *_: iter([short]))
+    with pytest.raises(RuntimeError, match='wte.weight: 3 rows were not read'):
+        fill_parameters(checkpoint, parameters, [name])
