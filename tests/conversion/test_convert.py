@@ -1,3 +1,6 @@
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import as_mixture, convert
 from foundry_upcycle.conversion.manifest import hash_files, read_manifest
+from foundry_upcycle.conversion.verify import verify
 from foundry_upcycle.errors import CheckpointError, ConfigError
 
 
@@ -190,3 +194,36 @@ def test_impossible_mixtures_are_refused(source, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         convert(UpcyclingConfig(source), str(out), 'pt', **settings)
     assert list(tmp_path.iterdir()) == [Path(source)]
+
+
+@pytest.mark.parametrize('file_format', ['pt', 'dcp'])
+def test_a_conversion_that_is_killed_can_be_done_again(
+    source,
+    tmp_path,
+    file_format,
+):
+    out = tmp_path / 'out'
+    config = UpcyclingConfig(source)
+    interrupted = 0
+    for delay in (0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16):
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(1)  # The parent's are not here.
+                convert(config, str(out), file_format)
+            finally:
+                os._exit(0)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if not out.exists():
+            interrupted += 1
+            continue
+        # What is there is complete, and says where it comes from.
+        assert read_manifest(out) is not None
+        open_checkpoint(str(out))
+        break
+    assert interrupted
+    convert(config, str(out), file_format, overwrite=True)
+    assert verify(source, str(out)).passed
+    assert not list(tmp_path.glob('*.partial'))
