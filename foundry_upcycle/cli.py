@@ -89,7 +89,7 @@ def import_hf(
         str,
         typer.Argument(
             help='Hugging Face folder with safetensors (Llama, Mistral, '
-            'Qwen2, Qwen3 or Gemma), or a GGUF file of such a model.',
+            'Qwen2, Qwen3 or Gemma), or a GGUF file (Llama or Qwen2).',
         ),
     ],
     out: Annotated[
