@@ -10,6 +10,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing here needs a hub; without this, imports may wait for one.
 export HF_HUB_OFFLINE := 1
 
+# What a failed step left does not count as done.
+.DELETE_ON_ERROR:
+
 .PHONY: quickstart smollm2 install install-vllm test test-dist test-slow \
 	test-vllm style checks clean
 
@@ -36,8 +39,9 @@ install-vllm: .venv-vllm/installed
 S := runs/smollm2
 GGUF := $(S)/SmolLM2-135M-Instruct.Q4_1.gguf
 
-smollm2: $(S)/served.txt
-	@cat $<
+# vLLM first: where its installation fails, it fails before the training.
+smollm2: .venv-vllm/installed $(S)/served.txt
+	@cat $(S)/served.txt
 
 $(GGUF): | install
 	$(BIN)/python -m foundry_upcycle.data.smollm2 $(@D)
@@ -49,15 +53,16 @@ $(S)/moe/checkpoint.pt: $(S)/dense/checkpoint.pt
 	$(BIN)/foundry-upcycle convert $< $@ --experts 8 --top-k 2 --overwrite
 	$(BIN)/foundry-upcycle verify $< $@
 
-$(S)/code: $(S)/dense/checkpoint.pt
-	$(BIN)/python -m foundry_upcycle.data.smollm2 $(S) --tokenizer $(<D)/hf
-	touch $@
+# The last file that it writes.
+CODE := $(S)/code/held_out/index.json
 
-$(S)/trained/latest-rank0.pt: $(S)/moe/checkpoint.pt $(S)/code
+$(CODE): $(S)/dense/checkpoint.pt
+	$(BIN)/python -m foundry_upcycle.data.smollm2 $(S) --tokenizer $(<D)/hf
+
+$(S)/trained/latest-rank0.pt: $(S)/moe/checkpoint.pt $(CODE)
 	OMP_WAIT_POLICY=passive PATH="$(CURDIR)/$(BIN):$$PATH" \
 		composer -n 1 train.py \
 		yamls/smollm2_upcycle.yaml variables.folder=$(S)
-	touch $@
 
 $(S)/exported/config.json: $(S)/trained/latest-rank0.pt
 	$(BIN)/foundry-upcycle inspect $<

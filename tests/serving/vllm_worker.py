@@ -1,6 +1,7 @@
-"""Generates and scores with vLLM, in its own environment.
+r"""Generates and scores with vLLM, in its own environment.
 
-    .venv-vllm/bin/python tests/serving/vllm_worker.py FOLDER PROMPTS OUT
+    .venv-vllm/bin/python tests/serving/vllm_worker.py \
+        FOLDER PROMPTS OUT [FOLDER PROMPTS OUT ...]
 
 PROMPTS is a JSON file `{"prompts": [[token id, ...], ...], "max_tokens": n}`.
 OUT becomes `{"tokens": ..., "logprobs": ...}`: of each prompt the `max_tokens`
@@ -74,4 +75,5 @@ def _logprobs_of_prompt(prompt: list[int], output: Any) -> list[float]:
 
 # Processes that vLLM spawns import this file too.
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    for start in range(1, len(sys.argv), 3):
+        main(*sys.argv[start:start + 3])

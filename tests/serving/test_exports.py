@@ -1,0 +1,181 @@
+"""What is exported computes the same in vLLM and in transformers 5."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tiny
+import tiny_hf
+import torch
+
+from foundry_upcycle.conversion.export_hf import export_hf
+
+PROJECT = Path(__file__).parents[2]
+PYTHON = PROJECT / '.venv-vllm' / 'bin' / 'python'
+
+MAX_TOKENS = 8
+TOLERANCE = 1e-4
+
+# Four heads, two groups. On a CPU vLLM has no heads of less than 32 dimensions.
+SHAPE = {'d_model': 128}
+# The wavelengths of a head are 6, 11, 20, 35, ... positions: those below 32 / 4
+# stay, those above 32 / 1 are stretched, and those between partly.
+LLAMA3_ROPE = {
+    'type': 'llama3',
+    'factor': 8.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 32,
+}
+QK_NORM = {'qk_gn': True, 'norm_type': 'rmsnorm', 'norm_eps': 1e-5}
+
+
+class Case(NamedTuple):
+    """An exported model.
+
+    Attributes:
+        model_type: What ``export_hf`` makes of it.
+        changes: To the tiny model.
+        attn: Changes to its ``attn_config``.
+        is_moe: Whether it is a mixture of experts.
+    """
+    model_type: str
+    changes: dict[str, Any] = {}
+    attn: dict[str, Any] = {}
+    is_moe: bool = True
+
+
+CASES = {
+    'mixtral, llama3 rope':
+    Case('mixtral', {'max_seq_len': 64}, {'rope_hf_config': LLAMA3_ROPE}),
+    'mixtral, tied':
+    Case('mixtral', {'tie_word_embeddings': True}),
+    'qwen3_moe':
+    Case('qwen3_moe', attn=QK_NORM),
+    'llama, untied':
+    Case('llama', is_moe=False),
+}
+
+
+def build(case: Case) -> Any:
+    """A random model: experts that differ, a router that chooses clearly."""
+    attn = {**tiny.DENSE['attn_config'], **case.attn}
+    changes = {**SHAPE, **case.changes, 'attn_config': attn}
+    if case.is_moe:
+        ffn = {'moe_normalize_expert_weights': 1}
+        model = tiny.build_moe(ffn, **changes)
+    else:
+        model = tiny.build_dense(**changes)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            std = 1.0 if 'router' in name else 0.1
+            parameter.add_(torch.randn_like(parameter) * std)
+    return model
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Every case, exported."""
+    folders = {}
+    for name, case in CASES.items():
+        folder = tmp_path_factory.mktemp('exported')
+        source = tiny.save_dense(build(case), folder / 'mpt.pt')
+        export_hf(source, str(folder / 'hf'))
+        config = json.loads((folder / 'hf' / 'config.json').read_text())
+        assert config['model_type'] == case.model_type
+        folders[name] = folder / 'hf'
+    return folders
+
+
+@pytest.fixture(scope='module')
+def prompts() -> list[list[int]]:
+    """Of different lengths; the longest, continued, fills the positions."""
+    ids = tiny.make_batch(size=3)['input_ids'].tolist()
+    lengths = (tiny.SEQ - MAX_TOKENS, 13, 5)
+    return [tokens[:length] for tokens, length in zip(ids, lengths)]
+
+
+def run_worker(
+    worker: str,
+    folders: dict[str, Path],
+    prompts: list[list[int]],
+    tmp_path: Path,
+) -> dict[str, Any]:
+    """What a worker answers for each folder; importing vLLM takes long."""
+    request = tmp_path / 'request.json'
+    request.write_text(
+        json.dumps({
+            'prompts': prompts,
+            'max_tokens': MAX_TOKENS
+        }),
+    )
+    answers = {name: tmp_path / f'{i}.json' for i, name in enumerate(folders)}
+    arguments = []
+    for name, folder in folders.items():
+        arguments += [folder, request, answers[name]]
+    subprocess.run(
+        [PYTHON, PROJECT / 'tests' / 'serving' / worker, *arguments],
+        check=True,
+        timeout=900,
+        cwd=tmp_path,
+        env={
+            **os.environ, 'PYTHONPATH': ''
+        },
+    )
+    return {name: json.loads(a.read_text()) for name, a in answers.items()}
+
+
+@pytest.fixture(scope='module')
+def in_vllm(folders, prompts, tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp('vllm')
+    return run_worker('vllm_worker.py', folders, prompts, folder)
+
+
+@pytest.fixture(scope='module')
+def in_transformers_5(folders, prompts, tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp('transformers')
+    return run_worker('transformers_worker.py', folders, prompts, folder)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize('name', CASES)
+@torch.no_grad()
+def test_vllm_computes_the_same(name, folders, prompts, in_vllm):
+    model = tiny_hf.load(folders[name])
+    served = in_vllm[name]
+    for i, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        logprobs = model(ids).logits[0].log_softmax(-1)
+        expected = logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        found = torch.tensor(served['logprobs'][i])
+        assert (found - expected).abs().max() <= TOLERANCE
+        greedy = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=MAX_TOKENS,
+        )
+        assert served['tokens'][i] == greedy[0, len(prompt):].tolist()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize('name', CASES)
+@torch.no_grad()
+def test_transformers_5_computes_the_same(
+    name,
+    folders,
+    prompts,
+    in_transformers_5,
+):
+    answer = in_transformers_5[name]
+    assert answer['version'].startswith('5.')
+    assert {'missing_keys', 'unexpected_keys'} <= {*answer['info']}
+    assert not any(answer['info'].values()), answer['info']
+    model = tiny_hf.load(folders[name])
+    for prompt, logits in zip(prompts, answer['logits'], strict=True):
+        expected = model(torch.tensor([prompt])).logits[0]
+        assert (torch.tensor(logits) - expected).abs().max() <= TOLERANCE
