@@ -23,7 +23,7 @@ def main(folder: str, *prompts: str) -> None:
         model=folder,
         dtype='float32',
         enforce_eager=True,
-        max_model_len=512,
+        max_model_len=256,
     )
     sampling = SamplingParams(temperature=0, max_tokens=64)
     for output in llm.generate(list(prompts), sampling):
