@@ -10,6 +10,8 @@ import sys
 # would take a large part of the memory for keys and values (GiB).
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('VLLM_NO_USAGE_STATS', '1')
+# On standard output are the completions.
+os.environ.setdefault('VLLM_LOGGING_LEVEL', 'ERROR')
 os.environ.setdefault('VLLM_CPU_KVCACHE_SPACE', '1')
 
 from vllm import LLM, SamplingParams  # noqa: E402

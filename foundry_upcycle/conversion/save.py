@@ -1,8 +1,9 @@
 """Writes a checkpoint whole or not at all, with progress and manifest."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Iterator, Optional
 
 import torch
 from tqdm import tqdm
@@ -67,12 +68,27 @@ def save(
                 unit_scale=True,
                 delay=1,
         ) as bar:
-            write(partial, bar.update)
+            with _one_thread():
+                write(partial, bar.update)
         if partial.is_dir():
             provenance.write(files_in(partial), manifest_path(partial))
         else:
             # It has its place at once, and the file right after.
             provenance.write([os.path.basename(out)], manifest_path(out))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch to one thread.
+
+    Its threads wait by spinning, in the way of those that hash and write.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_output(out: str, source: str, overwrite: bool) -> None:
