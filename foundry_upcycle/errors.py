@@ -1,8 +1,13 @@
 """What is raised for bad input: each error names what, its value, the fix."""
 
-from typing import Any
+from typing import Any, Optional
 
-__all__ = ['CheckpointError', 'ConfigError', 'UpcyclingWarning']
+__all__ = [
+    'CheckpointError',
+    'ConfigError',
+    'TaskDataError',
+    'UpcyclingWarning',
+]
 
 
 class UpcyclingWarning(UserWarning):
@@ -34,3 +39,18 @@ class CheckpointError(ValueError):
 
     def __init__(self, path: Any, problem: str, fix: str):
         super().__init__(f'{path}: {problem} Fix: {fix}')
+
+
+class TaskDataError(ValueError):
+    """A file of an evaluation task that can't be used.
+
+    Args:
+        path: The file.
+        line: Line of the record, from 1; None where it is the whole file.
+        problem: What is wrong, with the key and the value found.
+        fix: What to do.
+    """
+
+    def __init__(self, path: Any, line: Optional[int], problem: str, fix: str):
+        place = path if line is None else f'{path}, line {line}'
+        super().__init__(f'{place}: {problem} Fix: {fix}')

@@ -1,5 +1,6 @@
 """The installed command, as a user runs it."""
 
+import json
 import subprocess
 import sys
 import time
@@ -8,11 +9,15 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_hf
+import tiny_tasks
 from typer.testing import CliRunner
 
 from foundry_upcycle.cli import app
+from foundry_upcycle.gauntlet.gauntlets import FOLDER
+from foundry_upcycle.gauntlet.tasks import read_tasks
 
 COMMANDS = ('inspect', 'import-hf', 'convert', 'export-hf', 'verify')
+OF_GAUNTLET = ('prepare', 'score')
 
 
 def run(*args: object, code: int = 0) -> tuple[str, str]:
@@ -25,6 +30,12 @@ def run(*args: object, code: int = 0) -> tuple[str, str]:
 def test_help_has_an_example(command: str):
     text, _ = run(command, '--help')
     assert f'Example: foundry-upcycle {command} ' in text
+
+
+@pytest.mark.parametrize('command', OF_GAUNTLET)
+def test_help_of_the_gauntlets_commands_has_an_example(command: str):
+    text, _ = run('gauntlet', command, '--help')
+    assert f'Example: foundry-upcycle gauntlet {command} ' in text
 
 
 def test_help_of_the_installed_command_is_quick():
@@ -101,3 +112,46 @@ def test_overwrite(tmp_path):
     assert out.read_text() == 'mine'
     run('convert', source, out, '--overwrite')
     run('verify', source, out)
+
+
+def test_gauntlet_data_are_prepared(tmp_path):
+    tasks = read_tasks(FOLDER / 'paper_tasks.yaml')
+    source = tiny_tasks.gauntlet_data(tmp_path / 'data', tasks)
+    command = ('gauntlet', 'prepare', '--from', source, '--to', tmp_path / 'to')
+    _, error = run(*command, code=1)
+    assert 'has none of the files' in error  # As released.
+    text, _ = run(*command, '--allow-modified')
+    rows = {line.split()[0]: line for line in text.splitlines()}
+    assert rows['commonsense_reasoning/copa.jsonl'].split()[1:3] == [
+        'modified',
+        '30',
+    ]
+    assert '31 modified, 4 missing of 35 files' in text
+    assert 'missing           left out' in rows[
+        'world_knowledge/triviaqa_sm_sub.jsonl']
+    (source / 'commonsense_reasoning/copa.jsonl').write_text('{')
+    (tmp_path / 'to/commonsense_reasoning/copa.jsonl').unlink()
+    text, _ = run(*command, '--allow-modified', code=1)
+    assert 'copa.jsonl, line 1: it is not JSON' in text
+
+
+def test_results_are_scored(tmp_path):
+    for name, right in (('dense', 6), ('moe', 8)):
+        metric = 'metrics/copa/0-shot/InContextLearningMultipleChoiceAccuracy'
+        metrics = {metric: right / 10, 'icl/n_examples/copa/0-shot': 10}
+        (tmp_path / f'{name}.json').write_text(json.dumps(metrics))
+    text, _ = run(
+        'gauntlet',
+        'score',
+        *(tmp_path / f'{name}.json' for name in ('dense', 'moe')),
+        '--baseline',
+        'dense',
+        '--gauntlet',
+        'v0.3',
+        '--out',
+        tmp_path / 'scores',
+    )
+    assert '| copa/0-shot' in text and 'not told apart' in text
+    assert (tmp_path / 'scores/scores.png').stat().st_size > 1000
+    _, error = run('gauntlet', 'score', tmp_path / 'absent.json', code=1)
+    assert error.startswith('error: ') and error.count('\n') == 1

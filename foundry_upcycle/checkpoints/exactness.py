@@ -1,15 +1,16 @@
-"""Settings that change what a model computes and that no shape shows."""
+"""Whether a model computes what a checkpoint was trained to compute."""
 
 import warnings
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from foundry_upcycle.checkpoints.base import Checkpoint, nest
 from foundry_upcycle.checkpoints.settings import complete
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 
-__all__ = ['check_same_function']
+__all__ = ['check_same_function', 'check_same_model']
 
-# As ``complete`` names them.
+# Settings that change what a model computes and that no shape shows, as
+# ``complete`` names them.
 _FUNCTION_SETTINGS = (
     # First, as others follow from them.
     'n_heads',
@@ -43,6 +44,15 @@ _FUNCTION_SETTINGS = (
     'norm_type',
     'tie_word_embeddings',
 )
+# Those that shapes do show, but not by name.
+_SHAPE_SETTINGS = (
+    'd_model',
+    'n_layers',
+    'vocab_size',
+    'ffn_config.ffn_type',
+    'ffn_config.ffn_hidden_size',
+    'ffn_config.moe_num_experts',
+)
 
 
 def check_same_function(
@@ -63,23 +73,53 @@ def check_same_function(
     Raises:
         ConfigError: A setting differs; the message gives both values.
     """
-    if not reader.model_config:
+    _check_settings(reader, config, _FUNCTION_SETTINGS, 'model')
+
+
+def check_same_model(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    key: str,
+) -> None:
+    """Checks that a checkpoint is of the model that is to load it.
+
+    A checkpoint without a config is warned of, and passes.
+
+    Args:
+        checkpoint: What is to be loaded.
+        config: The model's config, nested.
+        key: Where the config stands in the YAML, such as ``models[0].model``.
+
+    Raises:
+        ConfigError: A setting differs; the message gives both values.
+    """
+    names = _SHAPE_SETTINGS + _FUNCTION_SETTINGS
+    _check_settings(checkpoint, config, names, key)
+
+
+def _check_settings(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    names: Sequence[str],
+    key: str,
+) -> None:
+    if not checkpoint.model_config:
         warnings.warn(
-            f'{reader.path} carries no model config, so only names and shapes '
-            'can be compared: see that activation, number of heads, rope and '
-            'norm settings are those of the dense run.',
+            f'{checkpoint.path} carries no model config, so only names and '
+            'shapes can be compared: see that activation, number of heads, '
+            'rope and norm settings are those of the run that saved it.',
             UpcyclingWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         return
-    dense, target = complete(nest(reader.model_config)), complete(config)
-    for name in _FUNCTION_SETTINGS:
-        before, after = _value(dense, name), _value(target, name)
+    saved, target = complete(nest(checkpoint.model_config)), complete(config)
+    for name in names:
+        before, after = _value(saved, name), _value(target, name)
         if before != after:
             raise ConfigError(
-                f'model.{name}',
+                f'{key}.{name}',
                 after,
-                f'{reader.path} was trained with {before!r}; with another '
+                f'{checkpoint.path} was trained with {before!r}; with another '
                 'value the model would compute something else.',
                 f'set it to {before!r}.',
             )

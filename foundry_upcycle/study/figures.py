@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foundry_upcycle.gauntlet.figure import COLORS, MARKERS
 from foundry_upcycle.study.results import RunResult
 
 matplotlib.use('Agg')
@@ -19,9 +20,6 @@ __all__ = [
     'plot_loss',
 ]
 
-# Okabe and Ito's palette, told apart under every colour blindness.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-_MARKERS = 'osD^vP'
 _SMOOTHING_STEPS = 20
 
 
@@ -37,7 +35,7 @@ def plot_loss(
     """
     figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     for index, (label, (run, flops)) in enumerate(arms.items()):
-        color = _COLORS[index]
+        color = COLORS[index]
         loss = run.train_loss
         teraflops = flops * np.arange(1, len(loss) + 1) / 1e12
         axes.plot(teraflops, loss, color=color, alpha=0.2, linewidth=0.8)
@@ -82,8 +80,8 @@ def plot_expert_load(run: RunResult, path: Path) -> None:
         left.plot(
             run.share_steps,
             percent[:, layer].max(axis=-1),
-            color=_COLORS[layer % len(_COLORS)],
-            marker=_MARKERS[layer % len(_MARKERS)],
+            color=COLORS[layer % len(COLORS)],
+            marker=MARKERS[layer % len(MARKERS)],
             markersize=4,
             label=f'layer {layer}',
         )

@@ -7,13 +7,13 @@ import platform
 from dataclasses import dataclass
 from typing import Callable, Mapping
 
+from foundry_upcycle.gauntlet.intervals import binomial_interval
+from foundry_upcycle.gauntlet.scores import relative_change
 from foundry_upcycle.study.results import FINAL_STEPS, RunResult
 
 __all__ = [
     'Arm',
     'Comparison',
-    'binomial_interval',
-    'relative_change',
     'render_report',
 ]
 
@@ -80,23 +80,6 @@ class Comparison:
     @property
     def n_all_examples(self) -> int:
         return self.n_examples * len(self.dense.result.accuracy)
-
-
-def relative_change(value: float, start: float) -> float:
-    """Change relative to the dense start, as the paper reports it.
-
-    NaN where the start is not positive: nothing can be relative to it, as with
-    a gauntlet score below chance.
-    """
-    return (value - start) / start if start > 0 else math.nan
-
-
-def binomial_interval(accuracy: float, n: int) -> tuple[float, float]:
-    """Wilson's interval of 95 % for an accuracy measured on ``n`` examples."""
-    center = (accuracy + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    spread = math.sqrt(accuracy * (1 - accuracy) / n + _Z**2 / (4 * n**2))
-    half = _Z * spread / (1 + _Z**2 / n)
-    return center - half, center + half
 
 
 def render_report(

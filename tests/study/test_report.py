@@ -1,15 +1,7 @@
-import math
-
 import numpy as np
 import pytest
 
-from foundry_upcycle.study.report import (
-    Arm,
-    Comparison,
-    binomial_interval,
-    relative_change,
-    render_report,
-)
+from foundry_upcycle.study.report import Arm, Comparison, render_report
 from foundry_upcycle.study.results import RunResult
 
 
@@ -49,26 +41,6 @@ def _render(comparison: Comparison) -> str:
         },
         'make quickstart',
     )
-
-
-def test_relative_change():
-    # (4 - 5) / 5
-    assert relative_change(4.0, 5.0) == pytest.approx(-0.2)
-    assert math.isnan(relative_change(0.1, 0.0))
-    assert math.isnan(relative_change(0.1, -0.1))
-
-
-def test_binomial_interval():
-    # Wilson's interval for 50 of 100, 1.96 standard deviations: center 0.5,
-    # half width 1.96 sqrt(0.25/100 + 1.96^2/(4 100^2)) / (1 + 1.96^2/100)
-    # = 1.96 x 0.0509513 / 1.038416 = 0.09617.
-    low, high = binomial_interval(0.5, 100)
-    assert (low, high) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-
-
-def test_interval_stays_within_probabilities():
-    assert binomial_interval(0.0, 10)[0] == pytest.approx(0)
-    assert binomial_interval(1.0, 10)[1] == pytest.approx(1)
 
 
 def test_main_table(comparison: Comparison):

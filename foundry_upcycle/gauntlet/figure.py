@@ -1,0 +1,113 @@
+"""Draws the scores of models, as a PNG file."""
+
+from pathlib import Path
+from typing import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+
+from foundry_upcycle.gauntlet.report import Outcome, shown_categories
+from foundry_upcycle.gauntlet.scores import Scores
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+__all__ = ['COLORS', 'MARKERS', 'plot_scores']
+
+# Okabe and Ito's palette, told apart under every colour blindness.
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+MARKERS = 'osD^vP'
+# Rows are 1 apart.
+_MOST_APART = 0.18
+
+
+def plot_scores(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Plots categories and averages, a panel for each gauntlet.
+
+    Args:
+        outcomes: Of the same models, one or more.
+        path: PNG file to write.
+    """
+    n_rows = max(len(_rows(outcome)) for outcome in outcomes)
+    figure, panels = plt.subplots(
+        ncols=len(outcomes),
+        figsize=(1 + 5.5 * len(outcomes), 1.5 + 0.5 * n_rows),
+        layout='constrained',
+        sharex=True,
+        squeeze=False,
+    )
+    for axes, outcome in zip(panels[0], outcomes, strict=True):
+        _plot(axes, outcome)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc='outside upper center',
+        ncols=min(len(labels), 4),
+        frameon=False,
+    )
+    figure.savefig(path, dpi=150, format='png')
+    plt.close(figure)
+
+
+def _rows(outcome: Outcome) -> list[tuple[str, str]]:
+    """Kind and name of what is shown, from top to bottom."""
+    gauntlet = outcome.gauntlet
+    return [
+        *(('categories', name) for name in shown_categories(gauntlet)),
+        *(('averages', name) for name in gauntlet.averages),
+    ]
+
+
+def _plot(axes: Axes, outcome: Outcome) -> None:
+    rows = _rows(outcome)
+    n_models = len(outcome.scores)
+    apart = min(_MOST_APART, 0.8 / n_models)
+    middle = (n_models - 1) / 2
+    for index, scores in enumerate(outcome.scores):
+        _plot_model(axes, rows, scores, index, (index - middle) * apart)
+    axes.axvline(0, color='black', linewidth=1, linestyle='--')
+    n_categories = sum(kind == 'categories' for kind, _ in rows)
+    axes.axhline(n_categories - 0.5, color='gray', linewidth=0.8)
+    axes.set_yticks(
+        range(len(rows)),
+        [name.replace('_', ' ') for _, name in rows],
+    )
+    for tick, (kind, _) in zip(axes.get_yticklabels(), rows, strict=True):
+        tick.set_fontweight('bold' if kind == 'averages' else 'normal')
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    warning = '' if outcome.of_same_tasks else ' (not on the same tasks)'
+    axes.set_title(f'{outcome.gauntlet.name}{warning}')
+    axes.set_xlabel('score: 0 is guessing, 1 all right (bars: 95 %)')
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.grid(axis='x', alpha=0.3)
+
+
+def _plot_model(
+    axes: Axes,
+    rows: Sequence[tuple[str, str]],
+    scores: Scores,
+    index: int,
+    offset: float,
+) -> None:
+    places, values, low, high = [], [], [], []
+    for place, (kind, name) in enumerate(rows):
+        figure = getattr(scores, kind).get(name)
+        if figure:
+            places.append(place + offset)
+            values.append(figure.value)
+            interval = figure.interval or (figure.value, figure.value)
+            low.append(interval[0])
+            high.append(interval[1])
+    axes.errorbar(
+        values,
+        places,
+        xerr=(np.subtract(values, low), np.subtract(high, values)),
+        linestyle='none',
+        marker=MARKERS[index % len(MARKERS)],
+        color=COLORS[index % len(COLORS)],
+        capsize=3,
+        label=scores.label,
+    )

@@ -1,0 +1,229 @@
+"""Which tasks an Eval Gauntlet scores, and how it averages them."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Container, Mapping
+
+import yaml
+
+from foundry_upcycle.errors import ConfigError
+
+__all__ = ['FOLDER', 'Benchmark', 'Gauntlet', 'read_gauntlet']
+
+_PACKAGE = Path(__file__).parents[1]
+# Beside the package in a checkout, inside it where it is installed.
+FOLDER = next(
+    folder / 'eval_gauntlet'
+    for folder in (_PACKAGE, _PACKAGE.parent)
+    if (folder / 'eval_gauntlet').is_dir()
+)
+# What every gauntlet here and every released one uses. Foundry can also weigh
+# by size and leave accuracies as they are.
+_SCORING = {
+    'weighting': 'EQUAL',
+    'subtract_random_baseline': True,
+    'rescale_accuracy': True,
+}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task as a gauntlet counts it.
+
+    Args:
+        name: Label of the task.
+        num_fewshot: Solved examples in each prompt.
+        random_baseline: Accuracy of guessing.
+    """
+
+    name: str
+    num_fewshot: int
+    random_baseline: float
+
+    @property
+    def label(self) -> str:
+        """What Foundry calls it in metrics, such as ``copa/0-shot``."""
+        return f'{self.name}/{self.num_fewshot}-shot'
+
+    def score(self, accuracy: float) -> float:
+        """Accuracy above chance, 1 at the most."""
+        return (accuracy - self.random_baseline) / (1 - self.random_baseline)
+
+
+@dataclass(frozen=True)
+class Gauntlet:
+    """Tasks, by category.
+
+    Args:
+        name: What to call it.
+        categories: Category -> its tasks. A category's score is the mean of
+            their scores.
+        averages: Average -> the categories of whose scores it is the mean.
+        left_out: Tasks that it would have, were their results or files there.
+    """
+
+    name: str
+    categories: Mapping[str, tuple[Benchmark, ...]]
+    averages: Mapping[str, tuple[str, ...]]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def benchmarks(self) -> tuple[Benchmark, ...]:
+        """Every task once."""
+        return tuple(
+            dict.fromkeys(
+                benchmark for category in self.categories.values()
+                for benchmark in category
+            ),
+        )
+
+    def restricted(self, labels: Container[str]) -> 'Gauntlet':
+        """The same gauntlet, of those tasks that ``labels`` has.
+
+        A category without tasks is none, neither for Foundry's averages, to
+        which it would give a 0.
+        """
+        categories = {
+            name: tuple(b
+                        for b in benchmarks
+                        if b.label in labels)
+            for name, benchmarks in self.categories.items()
+        }
+        categories = {name: of for name, of in categories.items() if of}
+        gone = (b.label for b in self.benchmarks if b.label not in labels)
+        return Gauntlet(
+            self.name,
+            categories,
+            {
+                average: tuple(name
+                               for name in names
+                               if name in categories)
+                for average, names in self.averages.items()
+            },
+            (*self.left_out, *gone),
+        )
+
+    def to_yaml(self) -> dict[str, Any]:
+        """What ``read_gauntlet`` and Foundry read."""
+        return {
+            'eval_gauntlet': {
+                **_SCORING,
+                'averages': {
+                    average: list(names)
+                    for average, names in self.averages.items()
+                },
+                'categories': [{
+                    'name': name,
+                    'benchmarks': [asdict(b) for b in benchmarks],
+                } for name, benchmarks in self.categories.items()],
+            },
+            'left_out': list(self.left_out),
+        }
+
+
+def read_gauntlet(path: str | Path) -> Gauntlet:
+    """Reads a YAML as Foundry's ``eval_gauntlet`` takes it.
+
+    Args:
+        path: The file, or the name of one in ``eval_gauntlet/`` of this
+            project, such as ``paper`` or ``v0.3``.
+
+    Raises:
+        ConfigError: There is no such file, it is not a gauntlet, or it scores
+            otherwise than by equal weights above chance.
+    """
+    path = Path(path)
+    own = FOLDER / f'{path}.yaml'
+    if not path.is_file() and own.is_file():
+        path = own
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        names = sorted(
+            file.stem
+            for file in FOLDER.glob('*.yaml')
+            if not file.stem.endswith('_tasks')
+        )
+        raise ConfigError(
+            'eval_gauntlet',
+            str(path),
+            'there is no such file.',
+            f"name a YAML, or one of {', '.join(names)}.",
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            'eval_gauntlet',
+            str(path),
+            f'it is not YAML ({error}).',
+            'mend it.',
+        ) from error
+    return _parse(path, content)
+
+
+def _parse(path: Path, content: Any) -> Gauntlet:
+    try:
+        settings = content['eval_gauntlet']
+        categories = {
+            category['name']:
+            tuple(
+                Benchmark(
+                    str(benchmark['name']),
+                    int(benchmark['num_fewshot']),
+                    float(benchmark['random_baseline']),
+                )
+                for benchmark in category['benchmarks']
+            )
+            for category in settings['categories']
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            'eval_gauntlet',
+            str(path),
+            f'it is not a gauntlet: {type(error).__name__} {error}.',
+            'give each category a name and benchmarks, each with name, '
+            'num_fewshot and random_baseline, as eval_gauntlet/paper.yaml '
+            'does.',
+        ) from error
+    for key, only in _SCORING.items():
+        if settings.get(key, only) != only:
+            raise ConfigError(
+                f'eval_gauntlet.{key}',
+                settings[key],
+                'scores are computed by equal weights, above chance.',
+                f'write {key}: {only}.',
+            )
+    _check_baselines(categories)
+    averages = settings.get('averages') or {'default_average': list(categories)}
+    for average, names in averages.items():
+        for name in names:
+            if name not in categories:
+                raise ConfigError(
+                    f'eval_gauntlet.averages.{average}',
+                    name,
+                    'there is no such category.',
+                    f"take of {', '.join(categories)}.",
+                )
+    return Gauntlet(
+        path.stem,
+        categories,
+        {
+            average: tuple(names)
+            for average, names in averages.items()
+        },
+        tuple(content.get('left_out', ())),
+    )
+
+
+def _check_baselines(categories: Mapping[str, tuple[Benchmark, ...]], ) -> None:
+    baselines: dict[str, float] = {}
+    for benchmark in (b for of in categories.values() for b in of):
+        value = benchmark.random_baseline
+        first = baselines.setdefault(benchmark.label, value)
+        if first != value or not 0 <= value < 1:
+            raise ConfigError(
+                f'eval_gauntlet: {benchmark.label}.random_baseline',
+                value,
+                'it is not from 0 to below 1, or not what another category '
+                f'has ({first}).',
+                'give the accuracy of guessing, once the same everywhere.',
+            )

@@ -1,0 +1,172 @@
+"""Intervals of 95 % for accuracies, weighted sums of them, and differences.
+
+They are of a percentile bootstrap over examples. The number of right ones among
+n drawn with replacement, of which a share p is right, is Binomial(n, p): it is
+drawn instead of the examples, and needs no more than n and p. Two models that
+were asked the same examples are resampled in pairs: drawn are the numbers that
+only the one, only the other, and both or neither got right (multinomial).
+
+Where no example is right (or all are), resampling knows no other outcome and
+shows no spread. There Wilson's interval is taken, and added in quadrature to
+the others' spread where such a part is one of several (method of variance
+estimates recovery; Zou and Donner, 2008). The same holds for examples that only
+one of two models got right: where there are none, Wilson says how many there
+may be.
+
+Intervals leave out what other few-shot examples or prompts and another training
+run would change.
+
+Shapes: P parts, R replicates.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+import numpy as np
+
+from foundry_upcycle.gauntlet.results import Part
+
+__all__ = [
+    'Draws',
+    'N_REPLICATES',
+    'binomial_interval',
+    'draw',
+    'draw_difference',
+    'generator',
+    'interval',
+]
+
+N_REPLICATES = 10_000
+_QUANTILES = (0.025, 0.975)
+# Quantile of the normal distribution for intervals of 95 %.
+_Z = 1.96
+
+
+def binomial_interval(accuracy: float, n: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % for an accuracy measured on ``n`` examples."""
+    center = (accuracy + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    spread = math.sqrt(accuracy * (1 - accuracy) / n + _Z**2 / (4 * n**2))
+    half = _Z * spread / (1 + _Z**2 / n)
+    return center - half, center + half
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How a rate, or a difference of two, varies.
+
+    Args:
+        deviations_R: From what was measured, in each replicate.
+        below: How much lower it may be for reasons that no replicate shows.
+        above: How much higher.
+        paired: Whether it is of two models on the same examples.
+    """
+
+    deviations_R: np.ndarray
+    below: float
+    above: float
+    paired: bool = False
+
+
+def interval(
+    value: float,
+    weights_P: np.ndarray,
+    draws: Sequence[Optional[Draws]],
+) -> Optional[tuple[float, float]]:
+    """Interval of a weighted sum of parts.
+
+    Args:
+        value: The sum that was measured.
+        weights_P: Weight of each part, none negative.
+        draws: Of each part.
+
+    Returns:
+        Low and high; None where a part with a weight has no draws.
+    """
+    deviations_R = np.zeros(1)
+    below = above = 0.0
+    for weight, part in zip(weights_P, draws, strict=True):
+        if not weight:
+            continue
+        if part is None:
+            return None
+        deviations_R = deviations_R + weight * part.deviations_R
+        below = math.hypot(below, weight * part.below)
+        above = math.hypot(above, weight * part.above)
+    low, high = np.quantile(deviations_R, _QUANTILES)
+    return value - math.hypot(low, below), value + math.hypot(high, above)
+
+
+def generator(seed: int, label: str) -> np.random.Generator:
+    """Of one part: it is resampled alike in every gauntlet."""
+    return np.random.default_rng([seed, zlib.crc32(label.encode())])
+
+
+def draw(
+    part: Part,
+    n_replicates: int,
+    rng: np.random.Generator,
+) -> Optional[Draws]:
+    """Resamples a part; None where its number of examples is not known."""
+    if part.n is None:
+        return None
+    shares_R = rng.binomial(part.n, part.accuracy, n_replicates) / part.n
+    return Draws(shares_R - part.accuracy, *_unseen(part.accuracy, part.n))
+
+
+def draw_difference(
+    part: Part,
+    base: Part,
+    n_replicates: int,
+    rng: np.random.Generator,
+) -> Optional[Draws]:
+    """Resamples by how much a part's accuracy exceeds another model's.
+
+    Returns:
+        None where a number of examples is not known.
+    """
+    right, base_right = part.correct, base.correct
+    if right is not None and base_right is not None:
+        if len(right) == len(base_right):
+            return _draw_paired(right, base_right, n_replicates, rng)
+    own = draw(part, n_replicates, rng)
+    other = draw(base, n_replicates, rng)
+    if own is None or other is None:
+        return None
+    return Draws(
+        own.deviations_R - other.deviations_R,
+        math.hypot(own.below, other.above),
+        math.hypot(own.above, other.below),
+    )
+
+
+def _draw_paired(
+    right: np.ndarray,
+    base_right: np.ndarray,
+    n_replicates: int,
+    rng: np.random.Generator,
+) -> Draws:
+    """The difference of the shares that only the one and only the other has."""
+    n = len(right)
+    n_gained = int((right & ~base_right).sum())
+    n_lost = int((base_right & ~right).sum())
+    counts_R3 = rng.multinomial(
+        n,
+        np.array([n_gained, n_lost, n - n_gained - n_lost]) / n,
+        n_replicates,
+    )
+    gains_below, gains_above = _unseen(n_gained / n, n)
+    losses_below, losses_above = _unseen(n_lost / n, n)
+    return Draws(
+        (counts_R3[:, 0] - counts_R3[:, 1] - n_gained + n_lost) / n,
+        math.hypot(gains_below, losses_above),
+        math.hypot(gains_above, losses_below),
+        paired=True,
+    )
+
+
+def _unseen(rate: float, n: int) -> tuple[float, float]:
+    """How far a rate may be below and above, where all replicates are alike."""
+    low, high = binomial_interval(rate, n)
+    return rate - low if rate == 1 else 0.0, high if rate == 0 else 0.0

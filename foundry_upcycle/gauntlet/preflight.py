@@ -1,0 +1,98 @@
+"""What can be checked of a run before anything is loaded."""
+
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from foundry_upcycle.checkpoints.exactness import check_same_model
+from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.gauntlet.gauntlets import Gauntlet, read_gauntlet
+from foundry_upcycle.gauntlet.tasks import check_data, parse_tasks, read_tasks
+
+__all__ = ['check_eval', 'check_tasks']
+
+_MPT = ('mpt_causal_lm', 'upcycled_mpt')
+
+
+def check_eval(yaml_path: str, overrides: Sequence[str]) -> None:
+    """Checks tasks and checkpoints of an eval YAML; see ``check_tasks``.
+
+    Raises:
+        ConfigError: A task can't be run, or a checkpoint is not of its model.
+        CheckpointError: A checkpoint is missing or damaged.
+        TaskDataError: A task's file can't be used.
+    """
+    config = _load(yaml_path, overrides)
+    _check_tasks(config)
+    models = config.get('models')
+    if models is None:
+        models = [config]  # As train YAMLs have it.
+    for index, entry in enumerate(models):
+        key = f'models[{index}].model' if 'models' in config else 'model'
+        model, load_path = entry.get('model') or {}, entry.get('load_path')
+        if model.get('name') not in _MPT or not isinstance(load_path, str):
+            continue
+        if '://' not in load_path:  # The run downloads those, once.
+            check_same_model(open_checkpoint(load_path), model, key)
+
+
+def check_tasks(yaml_path: str, overrides: Sequence[str]) -> None:
+    """Checks the in-context tasks of a YAML, and their files on disk.
+
+    Args:
+        yaml_path: Of a training or an evaluation.
+        overrides: ``key=value``, as on the command line.
+
+    Raises:
+        ConfigError: A task can't be run, or the gauntlet scores one that is
+            not run.
+        TaskDataError: A task's file can't be used.
+    """
+    _check_tasks(_load(yaml_path, overrides))
+
+
+def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    config = OmegaConf.merge(
+        OmegaConf.load(yaml_path),
+        OmegaConf.from_cli(list(overrides)),
+    )
+    assert isinstance(config, DictConfig)
+    # Of these only: others may have values that only Foundry resolves.
+    names = ('icl_tasks', 'eval_gauntlet', 'models', 'model', 'load_path')
+    return {
+        name:
+        OmegaConf.to_container(node, resolve=True)
+        if OmegaConf.is_config(node := config[name]) else node
+        for name in names
+        if name in config
+    }
+
+
+def _check_tasks(config: Mapping[str, Any]) -> None:
+    tasks = config.get('icl_tasks')
+    if tasks is None:
+        return
+    tasks = read_tasks(tasks) if isinstance(tasks, str) else parse_tasks(tasks)
+    for task in tasks:
+        if '://' not in task.dataset_uri:
+            check_data(task, Path(task.dataset_uri))
+    gauntlet = config.get('eval_gauntlet')
+    if isinstance(gauntlet, str):
+        run = {benchmark for task in tasks for benchmark in task.benchmarks}
+        _check_gauntlet(read_gauntlet(gauntlet), run)
+
+
+def _check_gauntlet(gauntlet: Gauntlet, run: set[str]) -> None:
+    missing = [b.label for b in gauntlet.benchmarks if b.label not in run]
+    if missing:
+        raise ConfigError(
+            'eval_gauntlet',
+            gauntlet.name,
+            f"it scores {', '.join(missing)}, which icl_tasks does not have; "
+            'Foundry would drop their whole categories.',
+            'add these to icl_tasks, or take them out of the gauntlet: '
+            '`foundry-upcycle gauntlet prepare` writes both for the files '
+            'that are there.',
+        )

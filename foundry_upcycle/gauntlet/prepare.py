@@ -1,0 +1,206 @@
+"""Gathers the files of the Eval Gauntlet's tasks, and checks them."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Literal, Mapping, Optional, Sequence
+
+import yaml
+
+from foundry_upcycle.errors import ConfigError, TaskDataError
+from foundry_upcycle.gauntlet.gauntlets import FOLDER, read_gauntlet
+from foundry_upcycle.gauntlet.sources import Source
+from foundry_upcycle.gauntlet.tasks import Task, check_data, read_tasks
+
+__all__ = ['GAUNTLETS', 'DataFile', 'prepare']
+
+# Those whose tasks come from LLM Foundry's repository.
+GAUNTLETS = ('paper', 'v0.3')
+
+State = Literal['present', 'modified', 'damaged', 'missing']
+
+_DIGEST = re.compile(r'(SHA256|GIT) \((.+)\) = ([0-9a-f]+)')
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file, as preparing found it.
+
+    Args:
+        path: Below the data's folder.
+        state: ``present`` as released; ``modified`` where it is another file
+            that its task can read; ``damaged`` where its task can't;
+            ``missing``.
+        is_used: Whether the prepared gauntlets have its task.
+        n_records: Of a file that can be read.
+        problem: Why it is not ``present``.
+    """
+
+    path: str
+    state: State
+    is_used: bool
+    n_records: Optional[int] = None
+    problem: str = ''
+
+
+def prepare(
+    source: Source,
+    folder: str | os.PathLike[str],
+    allow_modified: bool = False,
+) -> Iterator[DataFile]:
+    """Makes a folder with files of tasks, and YAMLs for the gauntlets on them.
+
+    For each gauntlet there will be ``<name>_tasks.yaml`` and ``<name>.yaml``,
+    for ``icl_tasks`` and ``eval_gauntlet``, of the tasks whose files are
+    there; the second lists the others as ``left_out``. Files that are there are
+    kept; what an earlier attempt left unfinished is gone on with.
+
+    Args:
+        source: Where to get files.
+        folder: Where to put them.
+        allow_modified: Whether a file that its task can read will do, where
+            it is not the released one.
+
+    Yields:
+        Each file, once it has been dealt with.
+
+    Raises:
+        ConfigError: The source can't be reached, the folder can't be written,
+            or no task is left.
+    """
+    folder = Path(folder).resolve()
+    digests = _digests()
+    tasks: dict[str, list[Task]] = {path: [] for path in digests}
+    for name in GAUNTLETS:
+        for task in read_tasks(FOLDER / f'{name}_tasks.yaml'):
+            tasks[task.dataset_uri].append(task)
+    used: set[str] = set()
+    try:
+        for path, digest in digests.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            file = _prepare_file(
+                source,
+                path,
+                digest,
+                folder / path,
+                tasks[path],
+                allow_modified,
+            )
+            if file.is_used:
+                used.add(path)
+            yield file
+        if used:
+            for name in GAUNTLETS:
+                _write_gauntlet(name, folder, used)
+    except OSError as error:
+        raise ConfigError(
+            '--to',
+            str(folder),
+            f'it can\'t be written ({error}).',
+            'name a folder where you may write, on a disk with room.',
+        ) from error
+    if not used:
+        raise ConfigError(
+            '--from',
+            str(source),
+            'it has none of the files.',
+            'give a clone of LLM Foundry, its folder scripts/eval/local_data, '
+            'or a URL.',
+        )
+
+
+def _digests() -> dict[str, tuple[str, str]]:
+    """Path -> kind and digest of the released file."""
+    lines = (FOLDER / 'data_digests.txt').read_text().splitlines()
+    found = filter(None, map(_DIGEST.fullmatch, lines))
+    return {path: (kind, digest) for kind, path, digest in map(_groups, found)}
+
+
+def _groups(match: re.Match[str]) -> tuple[str, str, str]:
+    return match[1], match[2], match[3]
+
+
+def _prepare_file(
+    source: Source,
+    path: str,
+    digest: tuple[str, str],
+    target: Path,
+    tasks: Sequence[Task],
+    allow_modified: bool,
+) -> DataFile:
+    if target.is_file() and _is_released(target, digest):
+        return DataFile(path, 'present', True, _check(tasks, target))
+    partial = target.with_name(f'{target.name}.partial')
+    goes_on = partial.exists()
+    is_there = source.fetch(path, partial)
+    if is_there and goes_on and not _is_released(partial, digest):
+        # What was there of it may have been of another source.
+        partial.unlink()
+        is_there = source.fetch(path, partial)
+    if is_there:
+        if _is_released(partial, digest):
+            partial.replace(target)
+            return DataFile(path, 'present', True, _check(tasks, target))
+        other = partial
+    elif target.is_file():
+        other = target
+    else:
+        return DataFile(path, 'missing', False, problem='not in the source')
+    try:
+        n_records = _check(tasks, other)
+    except (ConfigError, TaskDataError) as error:
+        problem = str(error).replace(str(other), str(target))
+        partial.unlink(missing_ok=True)
+        return DataFile(path, 'damaged', False, problem=problem)
+    if allow_modified:
+        other.replace(target)
+    else:
+        partial.unlink(missing_ok=True)
+    return DataFile(
+        path,
+        'modified',
+        allow_modified,
+        n_records,
+        'not the released file',
+    )
+
+
+def _is_released(file: Path, digest: tuple[str, str]) -> bool:
+    kind, expected = digest
+    content = file.read_bytes()
+    if kind == 'GIT':
+        header = b'blob %d\0' % len(content)
+        return hashlib.sha1(header + content).hexdigest() == expected
+    return hashlib.sha256(content).hexdigest() == expected
+
+
+def _check(tasks: Sequence[Task], file: Path) -> int:
+    return max(check_data(task, file) for task in tasks)
+
+
+def _write_gauntlet(name: str, folder: Path, used: set[str]) -> None:
+    tasks = read_tasks(FOLDER / f'{name}_tasks.yaml')
+    kept = [task for task in tasks if task.dataset_uri in used]
+    _write_yaml(
+        folder / f'{name}_tasks.yaml',
+        {
+            'icl_tasks': [{
+                **task.settings,
+                'dataset_uri':
+                str(folder / task.dataset_uri),
+            } for task in kept],
+        },
+    )
+    there = {benchmark for task in kept for benchmark in task.benchmarks}
+    gauntlet = read_gauntlet(name).restricted(there)
+    _write_yaml(folder / f'{name}.yaml', gauntlet.to_yaml())
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(content, sort_keys=False)
+    header = '# Written by `foundry-upcycle gauntlet prepare`.\n'
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_text(header + text)
+    partial.replace(path)

@@ -1,0 +1,364 @@
+"""What a model measured on in-context tasks: written, and read back.
+
+Read are files that ``write_results`` wrote, JSON files of Foundry's own metric
+keys, and MLflow runs.
+"""
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+import numpy as np
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.gauntlet.mlflow_run import MLFLOW, mlflow_metrics
+
+__all__ = [
+    'FORMAT',
+    'ModelResults',
+    'Part',
+    'read_n_examples',
+    'read_results',
+    'write_results',
+]
+
+FORMAT = 'foundry_upcycle/icl_results/1'
+_FAMILY = FORMAT.rpartition('/')[0]
+
+# A task, or a category of one: copa/0-shot, jeopardy/3-shot/american_history.
+_LABEL = r'([^/]+/\d+-shot)(?:/[^/]+)?'
+_ACCURACY = re.compile(rf'metrics/(?P<part>{_LABEL})/(?P<metric>\w*Accuracy)')
+_N_EXAMPLES = 'icl/n_examples/'
+_OF_TRAINING = re.compile(r'(?P<run>.+)-ba(?P<batch>\d+)')
+# Foundry's metrics are float32.
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A task, or one category of a task that has several.
+
+    Args:
+        metric: Class of the metric.
+        accuracy: Share of the examples that the model got right.
+        n: Number of examples, None where not known.
+        correct: (n,) bool, whether each example was right, in the order of the
+            data file. None where not kept.
+        seconds: What the evaluation took, None where not known.
+    """
+
+    metric: str
+    accuracy: float
+    n: Optional[int] = None
+    correct: Optional[np.ndarray] = None
+    seconds: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """What one model measured.
+
+    Args:
+        label: What tables and figures call the model.
+        source: Where the results were read.
+        tasks: Label of the task, such as ``copa/0-shot`` -> label of the part,
+            the same or such as ``jeopardy/3-shot/american_history`` -> part.
+        n_params: Parameters, None where not known.
+    """
+
+    label: str
+    source: str
+    tasks: Mapping[str, Mapping[str, Part]]
+    n_params: Optional[int] = None
+
+
+def write_results(
+    path: Path,
+    *,
+    model: Mapping[str, Any],
+    run_name: str,
+    batch: int,
+    precision: str,
+    tasks: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Writes what a model measured, whole or not at all.
+
+    Args:
+        path: File to make, or to replace.
+        model: ``name``, ``source`` (where its weights came from; may be None)
+            and ``n_params``.
+        run_name: The run that measured.
+        batch: Training batches before it.
+        precision: That of the forward passes.
+        tasks: Label of the part -> ``metric``, ``accuracy``, ``n``, and, where
+            kept, ``correct`` (a string of n 0 and 1) and ``seconds``: what the
+            fields of ``Part`` are.
+    """
+    content = {
+        'format': FORMAT,
+        'model': model,
+        'run_name': run_name,
+        'batch': batch,
+        'precision': precision,
+        'tasks': tasks,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'{path.name}.unfinished')
+    unfinished.write_text(json.dumps(content, indent=1) + '\n')
+    unfinished.replace(path)
+
+
+def read_results(
+    source: str,
+    label: Optional[str] = None,
+    n_examples: Optional[Mapping[str, int]] = None,
+) -> ModelResults:
+    """Reads what a model measured.
+
+    Args:
+        source: A file that ``write_results`` wrote; a folder with one of them
+            (of the evaluations ``RUN-ba<N>.json`` during one run the last is
+            taken); a JSON of Foundry's metric keys, such as
+            ``metrics/copa/0-shot/InContextLearningMultipleChoiceAccuracy``,
+            to values; or ``mlflow:<tracking URI>#<run name or id>``, of which
+            the latest values of those keys are taken.
+        label: What to call the model; by default the file's, folder's or
+            run's name.
+        n_examples: Label of the part -> number of examples, where the source
+            has none: it is known of keys ``icl/n_examples/copa/0-shot``, which
+            Foundry does not log by itself.
+
+    Raises:
+        ConfigError: There is nothing to read, or what is there contradicts
+            itself.
+    """
+    n_params = None
+    if source.startswith(MLFLOW):
+        name = source.rpartition('#')[2]
+        parts = _from_metrics(source, mlflow_metrics(source))
+    else:
+        path = Path(source)
+        name = path.name if path.is_dir() else path.stem
+        file = _file_in(path) if path.is_dir() else path
+        content = _load(file)
+        if 'format' in content:
+            parts, n_params = _from_own(file, content)
+        else:
+            parts = _from_metrics(source, content)
+        source = str(file)
+    tasks: dict[str, dict[str, Part]] = defaultdict(dict)
+    for part_label, part in parts.items():
+        if part.n is None and n_examples:
+            part = replace(part, n=n_examples.get(part_label))
+        tasks['/'.join(part_label.split('/')[:2])][part_label] = part
+    return ModelResults(label or name, source, dict(tasks), n_params)
+
+
+def read_n_examples(path: str) -> dict[str, int]:
+    """Reads a JSON of parts' labels to numbers of examples.
+
+    Raises:
+        ConfigError: It is no such file.
+    """
+    content = _load(Path(path))
+    return {label: _count(path, label, n) for label, n in content.items()}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            'results',
+            str(path),
+            f"it can't be read ({error.strerror}).",
+            'name a JSON file of results, a folder with one, or '
+            'mlflow:<tracking URI>#<run>.',
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            'results',
+            str(path),
+            f'it is not JSON ({error}).',
+            'evaluate the model again.',
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            'results',
+            str(path),
+            f'it holds a {type(content).__name__}, not an object.',
+            "give results of this project, or Foundry's metric keys and "
+            'their values.',
+        )
+    return content
+
+
+def _file_in(folder: Path) -> Path:
+    files = [
+        file for file in sorted(folder.glob('*.json'))
+        if str(_load(file).get('format')).startswith(_FAMILY)
+    ]
+    if len(files) == 1:
+        return files[0]
+    evaluations = [_OF_TRAINING.fullmatch(file.stem) for file in files]
+    if len({match and match['run'] for match in evaluations}) == 1:
+        batches = {
+            int(match['batch']): file
+            for match, file in zip(evaluations, files, strict=True)
+            if match
+        }
+        if batches:
+            return batches[max(batches)]
+    found = ', '.join(file.name for file in files) or 'none'
+    raise ConfigError(
+        'results',
+        str(folder),
+        'which file to take can be told of one file of results, or of those '
+        f'of one training run. In this folder: {found}.',
+        'name a file.',
+    )
+
+
+def _from_own(
+    path: Path,
+    content: Mapping[str, Any],
+) -> tuple[dict[str, Part], int]:
+    if content['format'] != FORMAT:
+        raise ConfigError(
+            f'{path}: format',
+            content['format'],
+            'this version does not know it.',
+            f'give a file of format {FORMAT}, or update foundry_upcycle.',
+        )
+    model = _take(path, content, 'model', dict)
+    n_params = _take(path, model, 'n_params', int, 'model.')
+    records = _take(path, content, 'tasks', dict)
+    return {
+        label: _part(path, label, record)
+        for label, record in records.items()
+    }, n_params
+
+
+def _part(path: Path, label: str, record: Any) -> Part:
+    key = f'tasks.{label}'
+    if not re.fullmatch(_LABEL, label) or not isinstance(record, dict):
+        raise ConfigError(
+            f'{path}: tasks',
+            label,
+            'it is no task with its result.',
+            'write an object under <task>/<n>-shot, or '
+            '<task>/<n>-shot/<category>.',
+        )
+    accuracy = _probability(
+        f'{path}: {key}.accuracy',
+        _take(path, record, 'accuracy', (int, float), f'{key}.'),
+    )
+    n = _count(path, f'{key}.n', _take(path, record, 'n', int, f'{key}.'))
+    correct = record.get('correct')
+    return Part(
+        _take(path, record, 'metric', str, f'{key}.'),
+        accuracy,
+        n,
+        None if correct is None else
+        _correct(f'{path}: {key}.correct', correct, accuracy, n),
+        record.get('seconds'),
+    )
+
+
+def _correct(key: str, digits: Any, accuracy: float, n: int) -> np.ndarray:
+    if not isinstance(digits, str) or not re.fullmatch(f'[01]{{{n}}}', digits):
+        raise ConfigError(
+            key,
+            digits,
+            f'it is not a 0 or 1 for each of {n=} examples.',
+            'evaluate the model again, or remove it.',
+        )
+    correct = np.array([digit == '1' for digit in digits])
+    if abs(correct.mean() - accuracy) > _TOLERANCE:
+        raise ConfigError(
+            key,
+            digits,
+            f'{correct.sum()} of {n} are right, which contradicts '
+            f'{accuracy=}.',
+            'evaluate the model again.',
+        )
+    return correct
+
+
+def _take(
+    path: Path,
+    record: Mapping[str, Any],
+    key: str,
+    kind: Any,
+    prefix: str = '',
+) -> Any:
+    value = record.get(key)
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f'{path}: {prefix}{key}',
+            value,
+            'it is missing, or of another type than results have there.',
+            'evaluate the model again.',
+        )
+    return value
+
+
+def _probability(key: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(
+            key,
+            value,
+            'an accuracy is between 0 and 1.',
+            'evaluate the model again.',
+        )
+    return float(value)
+
+
+def _count(path: str | Path, key: str, value: Any) -> int:
+    # MLflow makes floats of all metrics.
+    if not isinstance(value, (int, float)) or not value >= 1 or value % 1:
+        raise ConfigError(
+            f'{path}: {key}',
+            value,
+            'a number of examples is whole and at least 1.',
+            'write how many examples were evaluated.',
+        )
+    return int(value)
+
+
+def _from_metrics(
+    source: str,
+    metrics: Mapping[str, Any],
+) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    for key, value in metrics.items():
+        match = _ACCURACY.fullmatch(key)
+        if not match:
+            continue
+        label, metric = match['part'], match['metric']
+        if label in parts:
+            raise ConfigError(
+                'results',
+                source,
+                f'{label} has two accuracies, {parts[label].metric} and '
+                f'{metric}.',
+                'keep one of the keys.',
+            )
+        n_key = f'{_N_EXAMPLES}{label}'
+        parts[label] = Part(
+            metric,
+            _probability(f'{source}: {key}', value),
+            _count(source, n_key, metrics[n_key]) if n_key in metrics else None,
+        )
+    if not parts:
+        raise ConfigError(
+            'results',
+            source,
+            'it has no accuracy of an in-context task.',
+            'evaluate the model with icl_tasks: keys are named as '
+            'metrics/copa/0-shot/InContextLearningMultipleChoiceAccuracy.',
+        )
+    return parts

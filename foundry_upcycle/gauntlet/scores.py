@@ -1,0 +1,354 @@
+"""Scores of a gauntlet with intervals of 95 %, and what differs between models.
+
+Scores are Foundry's, with one deviation: Foundry drops a category that lacks
+one task, and counts an average of nothing as 0; here both are over the tasks
+that were measured, and those that were not are named. All are weighted sums
+of the accuracies of parts (a task, or its categories where it has several).
+
+Shapes: T tasks, P parts.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, Iterable, Mapping, Optional
+
+import numpy as np
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.gauntlet.gauntlets import Gauntlet
+from foundry_upcycle.gauntlet.intervals import (
+    N_REPLICATES,
+    draw,
+    draw_difference,
+    generator,
+    interval,
+)
+from foundry_upcycle.gauntlet.results import ModelResults, Part
+
+__all__ = [
+    'Change',
+    'Comparison',
+    'Estimate',
+    'Scores',
+    'compare',
+    'relative_change',
+    'score',
+]
+
+_SEED = 17
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval.
+
+    Args:
+        value: What was measured.
+        interval: Of 95 %. None where a number of examples is not known.
+    """
+
+    value: float
+    interval: Optional[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model's scores.
+
+    Args:
+        label: The model.
+        n_examples: Task -> its examples, None where not known.
+        accuracies: Task -> share of right answers, the mean over its parts.
+        tasks: Task -> score: accuracy above chance, 1 at the most.
+        categories: Category -> mean of its tasks' scores. One without any
+            measured task is left out.
+        averages: Average -> mean of its categories' scores.
+        missing: Tasks of the gauntlet that were not measured.
+    """
+
+    label: str
+    n_examples: Mapping[str, Optional[int]]
+    accuracies: Mapping[str, Estimate]
+    tasks: Mapping[str, Estimate]
+    categories: Mapping[str, Estimate]
+    averages: Mapping[str, Estimate]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of one model against the baseline's.
+
+    Args:
+        value: The model's.
+        baseline: The baseline's.
+        interval: Of the difference; None where a number of examples is not
+            known.
+        paired: Whether all examples were resampled in pairs.
+    """
+
+    value: float
+    baseline: float
+    interval: Optional[tuple[float, float]]
+    paired: bool
+
+    @property
+    def difference(self) -> float:
+        return self.value - self.baseline
+
+    @property
+    def relative(self) -> float:
+        return relative_change(self.value, self.baseline)
+
+    @property
+    def verdict(self) -> str:
+        """What can be told at 95 %."""
+        if self.interval is None:
+            return 'not known'
+        low, high = self.interval
+        if low > 0:
+            return 'higher'
+        return 'lower' if high < 0 else 'not told apart'
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against the baseline, on the tasks that both were measured on.
+
+    Args:
+        label: The model.
+        baseline: The model that it is compared with.
+        accuracies: Task -> change of the accuracy.
+        tasks: Task -> change of the score.
+        categories: Category -> change of the score.
+        averages: Average -> change of the score.
+        left_out: Tasks of the gauntlet that one of them lacks, or has in other
+            parts.
+    """
+
+    label: str
+    baseline: str
+    accuracies: Mapping[str, Change]
+    tasks: Mapping[str, Change]
+    categories: Mapping[str, Change]
+    averages: Mapping[str, Change]
+    left_out: tuple[str, ...]
+
+
+def relative_change(value: float, start: float) -> float:
+    """Change relative to the dense start, as the paper reports it.
+
+    NaN where the start is not positive: nothing can be relative to it, as with
+    a gauntlet score below chance.
+    """
+    return (value - start) / start if start > 0 else math.nan
+
+
+def score(
+    results: ModelResults,
+    gauntlet: Gauntlet,
+    n_replicates: int = N_REPLICATES,
+    seed: int = _SEED,
+) -> Scores:
+    """Scores a model by the tasks of a gauntlet that it was measured on.
+
+    Args:
+        results: What was measured.
+        gauntlet: The tasks and how to average them.
+        n_replicates: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigError: None of the tasks was measured.
+    """
+    measured = gauntlet.restricted(results.tasks)
+    if not measured.benchmarks:
+        raise ConfigError(
+            'results',
+            results.source,
+            f'{results.label} was measured on no task of {gauntlet.name}, but '
+            f"on {', '.join(results.tasks)}.",
+            f'evaluate it on tasks such as {measured.left_out[0]}.',
+        )
+    tasks = {b.label: results.tasks[b.label] for b in measured.benchmarks}
+    parts = {
+        label: part
+        for task in tasks.values()
+        for label, part in task.items()
+    }
+    draws = [
+        draw(part, n_replicates, generator(seed, label))
+        for label, part in parts.items()
+    ]
+
+    def estimate(row: _Row) -> Estimate:
+        value = row.value(parts.values())
+        return Estimate(value, interval(value, row.weights_P, draws))
+
+    return Scores(
+        label=results.label,
+        n_examples={
+            label: _n_examples(task.values())
+            for label, task in tasks.items()
+        },
+        missing=measured.left_out,
+        **_each(estimate, _rows(measured, tasks)),
+    )
+
+
+def compare(
+    results: ModelResults,
+    baseline: ModelResults,
+    gauntlet: Gauntlet,
+    n_replicates: int = N_REPLICATES,
+    seed: int = _SEED,
+) -> Comparison:
+    """Compares a model with another, by the tasks that both were measured on.
+
+    Examples are resampled in pairs where both models have per-example results
+    of one length; that these stand in the order of one data file is not
+    checked. Elsewhere the models are taken as independent.
+
+    Args:
+        results: What the model measured.
+        baseline: What the model measured that it is compared with.
+        gauntlet: The tasks and how to average them.
+        n_replicates: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigError: They have no task of the gauntlet in common.
+    """
+    shared = gauntlet.restricted([
+        task for task, parts in results.tasks.items()
+        if parts.keys() == baseline.tasks.get(task, {}).keys()
+    ])
+    if not shared.benchmarks:
+        raise ConfigError(
+            'baseline',
+            baseline.label,
+            f'it has no task of {gauntlet.name} in common with '
+            f'{results.label}.',
+            'evaluate both on the same tasks.',
+        )
+    tasks = {b.label: results.tasks[b.label] for b in shared.benchmarks}
+    pairs = {
+        label: (part, baseline.tasks[task][label])
+        for task, parts in tasks.items()
+        for label, part in parts.items()
+    }
+    draws = [
+        draw_difference(*pair, n_replicates, generator(seed, label))
+        for label, pair in pairs.items()
+    ]
+
+    def change(row: _Row) -> Change:
+        value, base = map(row.value, zip(*pairs.values(), strict=True))
+        return Change(
+            value,
+            base,
+            interval(value - base, row.weights_P, draws),
+            all(
+                part is not None and part.paired
+                for part, weight in zip(draws, row.weights_P)
+                if weight
+            ),
+        )
+
+    return Comparison(
+        label=results.label,
+        baseline=baseline.label,
+        left_out=shared.left_out,
+        **_each(change, _rows(shared, tasks)),
+    )
+
+
+def _n_examples(parts: Iterable[Part]) -> Optional[int]:
+    counts = [part.n for part in parts]
+    return None if None in counts else sum(n for n in counts if n)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A figure: a weighted sum of accuracies, less what guessing would give.
+
+    Args:
+        weights_P: Weight of each part.
+        chance: The same sum for guessing; 0 for accuracies.
+    """
+
+    weights_P: np.ndarray
+    chance: float = 0.0
+
+    def value(self, parts: Iterable[Part]) -> float:
+        accuracies_P = np.array([part.accuracy for part in parts])
+        return float(self.weights_P @ accuracies_P) - self.chance
+
+
+def _rows(
+    gauntlet: Gauntlet,
+    tasks: Mapping[str, Mapping[str, Part]],
+) -> dict[str, dict[str, _Row]]:
+    """All figures, by kind and name, as sums over the parts of all tasks.
+
+    Args:
+        gauntlet: What to average.
+        tasks: Each of its tasks, in its order -> the parts.
+    """
+    eye_TT = np.eye(len(tasks))
+    tasks_T = dict(zip(tasks, eye_TT, strict=True))
+    categories_T = {
+        name: _mean(tasks_T[b.label]
+                    for b in benchmarks)
+        for name, benchmarks in gauntlet.categories.items()
+    }
+    averages_T = {
+        name: _mean(categories_T[category]
+                    for category in names)
+        for name, names in gauntlet.averages.items()
+        if names
+    }
+    # A task's accuracy is the mean over its parts, as Foundry computes it.
+    n_parts_T = [len(parts) for parts in tasks.values()]
+    means_TP = np.repeat(eye_TT / n_parts_T, n_parts_T, axis=1)
+    guess_T = np.array([b.random_baseline for b in gauntlet.benchmarks])
+
+    def above_chance(weights_T: np.ndarray) -> _Row:
+        scaled_T = weights_T / (1 - guess_T)
+        return _Row(scaled_T @ means_TP, float(scaled_T @ guess_T))
+
+    return {
+        'accuracies': {
+            name: _Row(row @ means_TP)
+            for name, row in tasks_T.items()
+        },
+        'tasks': {
+            name: above_chance(row)
+            for name, row in tasks_T.items()
+        },
+        'categories': {
+            name: above_chance(row)
+            for name, row in categories_T.items()
+        },
+        'averages': {
+            name: above_chance(row)
+            for name, row in averages_T.items()
+        },
+    }
+
+
+def _mean(weights: Iterable[np.ndarray]) -> np.ndarray:
+    return np.mean(list(weights), axis=0)
+
+
+def _each(
+    function: Callable[[_Row], Any],
+    rows: Mapping[str, Mapping[str, _Row]],
+) -> dict[str, Any]:
+    return {
+        kind: {
+            name: function(row)
+            for name, row in named.items()
+        }
+        for kind, named in rows.items()
+    }

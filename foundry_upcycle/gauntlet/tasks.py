@@ -1,0 +1,193 @@
+"""In-context tasks as Foundry's ``icl_tasks`` lists them, and their files."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import yaml
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.gauntlet.records import RECORDS, check_records
+
+__all__ = ['Task', 'check_data', 'parse_tasks', 'read_tasks']
+
+_REQUIRED = ('label', 'dataset_uri', 'num_fewshot', 'icl_task_type')
+
+
+@dataclass(frozen=True)
+class Task:
+    """One entry of ``icl_tasks``.
+
+    Args:
+        key: Where it stands, such as ``tasks.yaml: icl_tasks[3]``.
+        settings: The entry.
+    """
+
+    key: str
+    settings: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        return self.settings['label']
+
+    @property
+    def dataset_uri(self) -> str:
+        return self.settings['dataset_uri']
+
+    @property
+    def num_fewshot(self) -> Sequence[int]:
+        return self.settings['num_fewshot']
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """What metrics call it, such as ``copa/0-shot``, by few-shot count."""
+        return tuple(f'{self.label}/{n}-shot' for n in self.num_fewshot)
+
+
+def read_tasks(path: str | Path) -> tuple[Task, ...]:
+    """Reads a YAML as Foundry's ``icl_tasks`` takes it.
+
+    Raises:
+        ConfigError: There is no such file, or it is not a list of tasks.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+        tasks = content['icl_tasks']
+    except FileNotFoundError:
+        raise ConfigError(
+            'icl_tasks',
+            str(path),
+            'there is no such file.',
+            'make it by `foundry-upcycle gauntlet prepare`, or name another.',
+        ) from None
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(
+            'icl_tasks',
+            str(path),
+            f'it holds no list icl_tasks ({type(error).__name__}: {error}).',
+            'write it as eval_gauntlet/paper_tasks.yaml is.',
+        ) from error
+    return parse_tasks(tasks, f'{path}: icl_tasks')
+
+
+def parse_tasks(tasks: Any, key: str = 'icl_tasks') -> tuple[Task, ...]:
+    """Checks the settings of tasks, not yet their files.
+
+    Args:
+        tasks: List of tasks.
+        key: Where it stands.
+
+    Raises:
+        ConfigError: A setting is missing or can't be meant.
+    """
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        raise ConfigError(
+            key,
+            tasks,
+            'it is not a list of tasks.',
+            'write it as eval_gauntlet/paper_tasks.yaml is.',
+        )
+    parsed = tuple(
+        _parse(f'{key}[{index}]', settings)
+        for index, settings in enumerate(tasks)
+    )
+    benchmarks = Counter(name for task in parsed for name in task.benchmarks)
+    for name, count in benchmarks.items():
+        if count > 1:
+            raise ConfigError(
+                key,
+                name,
+                f'{count} tasks are called so; the results of one would '
+                'replace those of the other.',
+                'give each a label of its own.',
+            )
+    return parsed
+
+
+def _parse(key: str, settings: Any) -> Task:
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            key,
+            settings,
+            'it is not a task.',
+            f"give it {', '.join(_REQUIRED)}.",
+        )
+    for name in _REQUIRED:
+        if settings.get(name) is None:
+            raise ConfigError(
+                f'{key}.{name}',
+                None,
+                'the task lacks it.',
+                f"give it {', '.join(_REQUIRED)}.",
+            )
+    counts = settings['num_fewshot']
+    if (not isinstance(counts, Sequence) or isinstance(counts, str)
+            or not counts
+            or any(not isinstance(n, int) or n < 0 for n in counts)):
+        raise ConfigError(
+            f'{key}.num_fewshot',
+            counts,
+            'it is not a list of counts.',
+            'write num_fewshot: [0].',
+        )
+    task_type = settings['icl_task_type']
+    if task_type not in RECORDS and not _is_registered(task_type):
+        raise ConfigError(
+            f'{key}.icl_task_type',
+            task_type,
+            'there is no such type of task.',
+            f"take one of {', '.join(RECORDS)}.",
+        )
+    return Task(key, settings)
+
+
+def _is_registered(task_type: str) -> bool:
+    """Whether some other plugin brings this type."""
+    from llmfoundry import registry
+    return task_type in registry.icl_datasets
+
+
+def check_data(task: Task, path: str | Path) -> int:
+    """Checks a file of a task, record by record.
+
+    Types of task that other plugins bring are not checked.
+
+    Args:
+        task: The task.
+        path: Its file.
+
+    Returns:
+        Number of records.
+
+    Raises:
+        TaskDataError: The file or a record can't be used.
+        ConfigError: The task asks for more examples in the prompt than the
+            file can give.
+    """
+    settings = task.settings
+    if settings['icl_task_type'] not in RECORDS:
+        return 0
+    has_categories = bool(settings.get('has_categories', False))
+    sizes = check_records(
+        path,
+        settings['icl_task_type'],
+        {
+            name: settings[name]
+            for name in ('context_key', 'answer_key', 'choices_key')
+            if name in settings
+        },
+        has_categories,
+    )
+    category, n_records = min(sizes.items(), key=lambda size: size[1])
+    # The example itself is not shown in its own prompt.
+    if max(task.num_fewshot) > n_records - 1:
+        where = f'category {category!r} of {path}' if has_categories else path
+        raise ConfigError(
+            f'{task.key}.num_fewshot',
+            list(task.num_fewshot),
+            f'{task.label} has {n_records} records in {where}, of which at '
+            f'most {n_records - 1} can stand before another.',
+            'lower it, or add records.',
+        )
+    return sum(sizes.values())
