@@ -19,6 +19,10 @@ def main(args: list[str]) -> None:
     # as it did in training, also for the sharded checkpoints written there.
     os.environ.setdefault('FSDP_VERSION', '2')
     from llmfoundry.command_utils import eval_from_yaml
+
+    from foundry_upcycle.gauntlet.preflight import check_eval
+    if os.environ.get('RANK', '0') == '0':
+        check_eval(args[0], args[1:])
     eval_from_yaml(args[0], args[1:])
 
 

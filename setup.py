@@ -22,6 +22,12 @@ _ENTRY_POINTS = {
         'foundry_upcycle.callbacks.sparse_upcycling:SparseUpcycling',
         'router_monitor = '
         'foundry_upcycle.callbacks.router_monitor:RouterMonitor',
+        'icl_results = '
+        'foundry_upcycle.callbacks.icl_results:ICLResults',
+        'trim_icl_padding = '
+        'foundry_upcycle.callbacks.trim_icl_padding:TrimICLPadding',
+        'matmul_precision = '
+        'foundry_upcycle.callbacks.matmul_precision:MatmulPrecision',
     ],
 }
 
@@ -32,7 +38,13 @@ setup(
     long_description=Path(__file__).with_name('README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['foundry_upcycle*']),
+    packages=[
+        *find_packages(include=['foundry_upcycle*']),
+        # The gauntlets, which stand beside the package in a checkout.
+        'foundry_upcycle.eval_gauntlet',
+    ],
+    package_dir={'foundry_upcycle.eval_gauntlet': 'eval_gauntlet'},
+    package_data={'foundry_upcycle.eval_gauntlet': ['*.yaml', '*.txt']},
     python_requires='>=3.11',
     install_requires=[
         'llm-foundry>=0.22,<0.23',

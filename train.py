@@ -20,6 +20,10 @@ def main(args: list[str]) -> None:
     # parameters cannot.
     os.environ.setdefault('FSDP_VERSION', '2')
     from llmfoundry.command_utils import train_from_yaml
+
+    from foundry_upcycle.gauntlet.preflight import check_tasks
+    if os.environ.get('RANK', '0') == '0':
+        check_tasks(args[0], args[1:])
     train_from_yaml(args[0], args[1:])
 
 

@@ -21,6 +21,7 @@ LAYERS = (
     'recipes',
     'checkpoints',
     'conversion',
+    'gauntlet',
     'callbacks',
     'data',
     'study',
@@ -32,6 +33,9 @@ def test_names_are_registered():
     assert registry.models.get('upcycled_mpt')
     assert registry.callbacks.get('sparse_upcycling')
     assert registry.callbacks.get('router_monitor')
+    assert registry.callbacks.get('icl_results')
+    assert registry.callbacks.get('trim_icl_padding')
+    assert registry.callbacks.get('matmul_precision')
     assert ffns.get('upcycled_dmoe')
     assert module_init_fns.get('upcycled_dmoe')
 

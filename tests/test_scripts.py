@@ -8,6 +8,8 @@ from typing import Any
 import llmfoundry.command_utils
 import pytest
 
+from foundry_upcycle.errors import ConfigError
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,8 +26,11 @@ def test_hands_over_to_foundry_under_fsdp2(
     name: str,
     given: str | None,
     used: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
+    yaml = tmp_path / 'a.yaml'
+    yaml.write_text('max_seq_len: 32')
     calls: list[Any] = []
     monkeypatch.setattr(
         llmfoundry.command_utils,
@@ -37,5 +42,19 @@ def test_hands_over_to_foundry_under_fsdp2(
     if given is None:
         monkeypatch.delenv('FSDP_VERSION')
     main = runpy.run_path(str(ROOT / f'{name}.py'))['main']
-    main(['a.yaml', 'max_duration=1ba'])
-    assert calls == [(used, 'a.yaml', ['max_duration=1ba'])]
+    main([str(yaml), 'max_duration=1ba'])
+    assert calls == [(used, str(yaml), ['max_duration=1ba'])]
+
+
+@pytest.mark.parametrize('name', ['train', 'eval'])
+def test_tasks_are_checked_first(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    yaml = tmp_path / 'a.yaml'
+    yaml.write_text('icl_tasks: absent.yaml')
+    main = runpy.run_path(str(ROOT / f'{name}.py'))['main']
+    monkeypatch.setenv('FSDP_VERSION', '2')
+    with pytest.raises(ConfigError, match="icl_tasks='absent.yaml': there is"):
+        main([str(yaml)])

@@ -24,6 +24,7 @@ from llmfoundry.utils.builders import (
 )
 from llmfoundry.utils.config_utils import (
     TRAIN_CONFIG_KEYS,
+    EvalConfig,
     TrainConfig,
     make_dataclass_and_log_config,
 )
@@ -294,3 +295,53 @@ def test_llama3_is_accepted_and_of_the_size_it_says():
     for label, kwargs in cfg['callbacks'].items():
         build_callback(label, copy.deepcopy(kwargs), train_config=cfg)
     assert cfg['tokenizer']['name'] == 'models/Meta-Llama-3-8B'
+
+
+def evaluated(name: str) -> dict[str, dict[str, Any]]:
+    cfg = load(name)
+    EvalConfig(**{
+        **cfg,
+        'icl_tasks': None,
+        'eval_gauntlet': None,
+    })
+    for callback, kwargs in cfg['callbacks'].items():
+        kwargs.pop('eval_gauntlet', None)  # There is none before `prepare`.
+        build_callback(callback, kwargs=kwargs)
+    return {entry['model_name']: entry['model'] for entry in cfg['models']}
+
+
+def test_eval_upcycled_has_the_models_of_the_paper():
+    models = evaluated('eval_upcycled')
+    not_for_evaluation = (
+        'init_device', 'loss_fn', 'ffn_config.moe_loss_weight'
+    )
+    for ours, trained in (
+        ('dense', 'pretrain_1b'),
+        ('cpt', 'cpt_1b'),
+        ('upcycled', 'upcycle_1b'),
+    ):
+        settings = flatten(models[ours])
+        expected = flatten(load(trained)['model'])
+        for key in not_for_evaluation:
+            settings.pop(key, None), expected.pop(key, None)
+        assert settings == expected
+
+
+def test_eval_smollm2_has_the_models_of_make_smollm2():
+    models = evaluated('eval_smollm2')
+    assert models.keys() == {'dense', 'upcycled', 'huggingface'}
+    settings = complete(models['upcycled'])
+    expected = complete(load('smollm2_upcycle')['model'])
+    # Positions are rotary, so the length is no part of the model.
+    for key in ('max_seq_len', 'init_device'):
+        settings.pop(key, None), expected.pop(key, None)
+    assert settings == expected
+
+
+@pytest.mark.parametrize('name', ['eval_upcycled', 'eval_smollm2'])
+def test_one_variable_says_where_the_tasks_are(name: str):
+    cfg = load(name, 'variables.gauntlet=/data')
+    assert cfg['icl_tasks'] == '/data/paper_tasks.yaml'
+    assert cfg['eval_gauntlet'] == '/data/paper.yaml'
+    results = cfg['callbacks']['icl_results']
+    assert results['eval_gauntlet'] == '/data/paper.yaml'
