@@ -95,7 +95,7 @@ checks: install
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/isort --check-only $(SOURCES)
 	$(BIN)/yapf --diff --recursive $(SOURCES)
-	$(BIN)/yamllint yamls eval_gauntlet
+	$(BIN)/yamllint yamls eval_gauntlet benchmarks
 	$(BIN)/pyright
 
 clean:
