@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_hf
 import torch
+from tiny_tasks import write_records
 from transformers import AutoTokenizer
 
 from foundry_upcycle.checkpoints.huggingface.gguf import unpack_gguf
@@ -148,6 +150,83 @@ def test_exported_mixture_equals_the_mpt(folder, prompts, trained):
     assert largest_difference(expected, dense) > 1  # It is another model.
     found = run_hf(trained.with_suffix(''), prompts)
     assert largest_difference(found, expected) <= 1e-3
+
+
+CAPITALS = {
+    'France': 'Paris',
+    'Italy': 'Rome',
+    'Japan': 'Tokyo',
+    'Spain': 'Madrid',
+    'Russia': 'Moscow',
+    'Egypt': 'Cairo',
+}
+
+
+def tasks_about_capitals(folder: Path) -> list[dict[str, Any]]:
+    """One of each type of task."""
+    names = list(CAPITALS.values())
+    records = {
+        'language_modeling': [{
+            'context': f'The capital of {country} is',
+            'continuation': name,
+        } for country, name in CAPITALS.items()],
+        'multiple_choice': [{
+            'query': f'The capital of {country} is',
+            'choices': names,
+            'gold': names.index(name),
+        } for country, name in CAPITALS.items()],
+        'schema': [{
+            'context_options': [f'{name} is the capital', f'{name} is a river'],
+            'continuation':
+            f'of {country}.',
+            'gold':
+            0,
+        } for country, name in CAPITALS.items()],
+        'generation_task_with_answers': [{
+            'context': f'What is the capital of {country}?',
+            'answer': name,
+            'aliases': [],
+        } for country, name in CAPITALS.items()],
+    }
+    return [{
+        'label': kind,
+        'dataset_uri': str(write_records(folder / f'{kind}.jsonl', of)),
+        'num_fewshot': [2],
+        'icl_task_type': kind,
+    } for kind, of in records.items()]
+
+
+@pytest.mark.slow
+def test_step_0_answers_tasks_as_the_dense_model(
+    folder,
+    moe,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    (folder / 'moe').mkdir()
+    (folder / 'moe' / 'checkpoint.pt').symlink_to(moe)
+    tasks = {'icl_tasks': tasks_about_capitals(tmp_path)}
+    (tmp_path / 'tasks.yaml').write_text(json.dumps(tasks))
+    monkeypatch.chdir(tmp_path)  # Foundry leaves task files there.
+    script = PROJECT / 'benchmarks' / 'evaluation' / 'same_answers.py'
+    status = runpy.run_path(str(script))['main']([
+        str(PROJECT / 'yamls' / 'eval_smollm2.yaml'),
+        f'variables.folder={folder}',
+        f'icl_tasks={tmp_path}/tasks.yaml',
+        'eval_gauntlet=null',
+    ])
+    rows = [
+        row.split('|')[1:-1]
+        for row in capsys.readouterr().out.splitlines()
+        if '-shot' in row
+    ]
+    assert status == 0 and len(rows) == 4
+    for _, n, dense, upcycled, agree, difference, *_ in rows:
+        assert int(n) == int(agree) == 6
+        assert dense == upcycled and float(difference) <= 1e-4
+    # It knows them: the tasks are not all wrong.
+    assert all(float(row[2]) > 0.5 for row in rows)
 
 
 @pytest.mark.vllm

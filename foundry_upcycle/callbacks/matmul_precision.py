@@ -11,6 +11,7 @@ from foundry_upcycle.errors import ConfigError
 
 __all__ = ['MatmulPrecision']
 
+_IN_FLOAT32 = ('RotaryEmbedding', 'Router')
 _PRECISIONS = ('highest', 'high', 'medium')
 
 
@@ -23,14 +24,16 @@ class MatmulPrecision(Callback):
     GPUs ``high`` and ``medium`` are TF32, to which Composer sets them anyway,
     and ``highest`` is float32. Other hardware may ignore it.
 
-    Rotary embeddings stay in float32: their angles are a product, too, of
-    positions and frequencies, and bfloat16 holds no integers above 256
-    exactly. They are found by their class, whose name holds
-    ``RotaryEmbedding`` in Foundry and transformers.
+    Two kinds of modules stay in float32, found by the name of their class:
 
-    All other products get the precision: projections, FFNs, experts, routers,
-    attention (torch's scores and values) and logits. ALiBi and learned
-    positions are no products; softmax, norms and losses stay in float32.
+    - rotary embeddings (``RotaryEmbedding`` in Foundry and transformers): their
+      angles are a product, too, of positions and frequencies, and bfloat16
+      holds only some of the integers above 256,
+    - routers (``Router``), as whom a token goes to turns on small differences.
+
+    All other products get the precision: projections, FFNs, experts, attention
+    (torch's scores and values) and logits. ALiBi and learned positions are no
+    products; softmax, norms and losses stay in float32.
 
     Args:
         precision: ``highest``, ``high`` or ``medium``.
@@ -57,7 +60,7 @@ class MatmulPrecision(Callback):
         torch.set_float32_matmul_precision(self.precision)
         for module in state.model.modules():
             # FSDP2 puts its own name before a class's.
-            if 'RotaryEmbedding' in type(module).__name__:
+            if any(name in type(module).__name__ for name in _IN_FLOAT32):
                 self._keep_in_float32(module)
 
     def _keep_in_float32(self, module: nn.Module) -> None:

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from foundry_upcycle.data.tokenizer import train_tokenizer
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.models.router import Router
 
 SEQ = 2048
 aten: Any = torch.ops.aten
@@ -83,6 +84,20 @@ def test_rotary_embeddings_stay_in_float32(build):
     # All other products were rounded, and rounding only.
     error = (kept_logits - logits).abs().max()
     assert 0 < error < (bare_logits - logits).abs().max()
+
+
+def test_routers_stay_in_float32():
+    model = tiny.build_moe()
+    (router, *_) = (m for m in model.modules() if type(m) is Router)
+    x = torch.randn(64, tiny.DENSE['d_model'])
+    expected = router(x).logits_TE
+    with BFloat16Products():
+        torch.set_float32_matmul_precision('medium')
+        assert not torch.equal(router(x).logits_TE, expected)
+        trainer = tiny.make_trainer(model, callbacks=[make_callback('medium')])
+        assert torch.equal(router(x).logits_TE, expected)
+        assert torch.get_float32_matmul_precision() == 'medium'
+    trainer.close()
 
 
 def test_models_of_hugging_face_likewise():
