@@ -1,7 +1,7 @@
 """Do two models answer a gauntlet alike, prompt by prompt?
 
     python benchmarks/evaluation/same_answers.py yamls/eval_smollm2.yaml \
-        variables.gauntlet=data/eval_gauntlet
+        icl_subset_num_batches=8
 
 Takes the first two models of an eval YAML (a dense model and the mixture that
 it becomes at step 0) and its tasks, and runs both on the same batches: for each
@@ -14,6 +14,7 @@ Generation counts the prompt's logits, and compares what is written.
 """
 
 import copy
+import itertools
 import sys
 import time
 from dataclasses import dataclass, field
@@ -84,13 +85,18 @@ def answer(
 
 
 @torch.no_grad()
-def compare(evaluator: Evaluator, models: list[ComposerModel]) -> bool:
+def compare(
+    evaluator: Evaluator,
+    models: list[ComposerModel],
+    n_batches: int | None,
+) -> bool:
     """Prints a row for a task; returns whether the answers are the same."""
     trim = TrimICLPadding()
     (name, ) = evaluator.metric_names
     both = [Answers(), Answers()]
-    difference = 0.0
-    for batch in evaluator.dataloader.dataloader:
+    difference = torch.zeros(())
+    batches = evaluator.dataloader.dataloader
+    for batch in itertools.islice(batches, n_batches):
         state = SimpleNamespace(batch=batch)
         trim.eval_before_forward(state, None)  # type: ignore
         first, second = (
@@ -98,8 +104,9 @@ def compare(evaluator: Evaluator, models: list[ComposerModel]) -> bool:
             for model, answers in zip(models, both, strict=True)
         )
         used = state.batch['attention_mask']
-        apart = (first - second).abs().amax(dim=-1)[used]
-        difference = max(difference, apart.max().item())
+        apart = first.sub_(second).abs_().amax(dim=-1)[used].max()
+        # As `max` would not: what is not a number stays so.
+        difference = torch.maximum(difference, apart)
     a, b = both
     agree = sum(x == y for x, y in zip(a.correct, b.correct, strict=True))
     print(
@@ -109,7 +116,7 @@ def compare(evaluator: Evaluator, models: list[ComposerModel]) -> bool:
         flush=True,
     )
     same = agree == len(a.correct) and a.texts == b.texts
-    return same and difference <= TOLERANCE
+    return same and difference.item() <= TOLERANCE
 
 
 def main(args: list[str]) -> int:
@@ -140,7 +147,8 @@ def main(args: list[str]) -> int:
     print(f"| {' | '.join(columns)} |")
     print(f"| --- |{' ---: |' * (len(columns) - 1)}")
     models = [model for model, _ in loaded]
-    same = [compare(evaluator, models) for evaluator in evaluators]
+    n_batches = settings.get('icl_subset_num_batches')
+    same = [compare(evaluator, models, n_batches) for evaluator in evaluators]
     return 0 if all(same) else 1
 
 

@@ -2,17 +2,21 @@
 
 import re
 import time
+import warnings
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from composer import Callback, Logger, State
 from composer.utils import dist
 
-from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.gauntlet.gauntlets import read_gauntlet
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
+from foundry_upcycle.gauntlet.gauntlets import announce_left_out
 from foundry_upcycle.gauntlet.results import write_results
 
 __all__ = ['ICLResults']
+
+# By evaluations in this process: of the models of one YAML.
+_written: set[Path] = set()
 
 
 class ICLResults(Callback):
@@ -26,16 +30,20 @@ class ICLResults(Callback):
     - ``<folder>/<run_name>-ba<batch>.json`` of an evaluation in training,
     - ``<folder>/<model>.json`` of one alone, the model being its ``load_path``
       or Hugging Face name with dashes for slashes, as Foundry evaluates all
-      models of a YAML under one run name.
+      models of a YAML under one run name. If a YAML has a model of the same
+      source twice, the second is ``<model>-2.json``.
 
     While an evaluation runs, the file ends in ``.partial`` and has the tasks
     that are done.
+
+    Of a task with several metrics, the results of the last one are kept.
 
     Args:
         folder: Where to write.
         eval_gauntlet: The gauntlet's YAML. If it says that tasks are left out,
             as their files were missing, the run says so before it starts.
-        overwrite: Whether an evaluation alone may replace a file.
+        overwrite: Whether an evaluation alone may replace the file of an
+            earlier one.
 
     Raises:
         ConfigError: The file exists, or the gauntlet's can't be read.
@@ -50,6 +58,8 @@ class ICLResults(Callback):
         self.folder = Path(folder)
         self.eval_gauntlet = eval_gauntlet
         self.overwrite = overwrite
+        self._model: dict[str, Any] = {}
+        self._path: Optional[Path] = None
         self._tasks: dict[str, Any] = {}
         self._metric = ''
         self._correct: list[int] = []
@@ -58,17 +68,31 @@ class ICLResults(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         del logger
+        # Here the model is whole: neither sharded nor in a wrapper.
+        config = getattr(state.model, 'config', None)
+        self._model = {
+            'name': type(state.model).__name__,
+            'source': getattr(config, '_name_or_path', None) or None,
+            'n_params': sum(p.numel() for p in state.model.parameters()),
+        }
         if self.eval_gauntlet is not None:
-            _announce(self.eval_gauntlet)
+            announce_left_out(self.eval_gauntlet)
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        del logger
+        if state.load_path is not None:
+            self._model['source'] = str(state.load_path)
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         del logger
-        path = self._path(state)
-        if path.exists() and not self.overwrite:
+        if state.train_dataloader is not None:
+            return  # The first evaluation of a training, which may restart.
+        self._path = self._new_path(state)
+        if self._path.exists() and not self.overwrite:
             raise ConfigError(
                 'callbacks.icl_results.folder',
                 str(self.folder),
-                f'{path} holds results of an earlier evaluation.',
+                f'{self._path} holds results of an earlier evaluation.',
                 'name another folder, or set overwrite: true.',
             )
 
@@ -89,10 +113,11 @@ class ICLResults(Callback):
     def eval_end(self, state: State, logger: Logger) -> None:
         by_rank = dist.all_gather_object(self._correct)
         correct = _interleaved(by_rank)
-        if not correct:
-            return  # Held-out text, or another kind of evaluation.
-        seconds = time.monotonic() - self._started
         label = str(state.dataloader_label)
+        if not correct:
+            _warn_if_in_context(label, state.eval_metrics.get(label, {}))
+            return
+        seconds = time.monotonic() - self._started
         self._tasks[label] = {
             'metric': self._metric,
             'accuracy': sum(correct) / len(correct),
@@ -101,7 +126,7 @@ class ICLResults(Callback):
             'seconds': round(seconds, 3),
         }
         logger.log_metrics({f'icl/n_examples/{label}': len(correct)})
-        self._write(state, self._partial_path(state))
+        self._write(state, _partial(self._path_of(state)))
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         del logger
@@ -120,38 +145,47 @@ class ICLResults(Callback):
             self._correct += map(int, outputs['result'])
         self._collected = outputs
 
-    def _path(self, state: State) -> Path:
-        if state.train_dataloader is None:
-            return self.folder / f'{_slug(_source(state))}.json'
+    def _path_of(self, state: State) -> Path:
+        if self._path is not None:
+            return self._path
         batch = state.timestamp.batch.value
         return self.folder / f'{_slug(state.run_name)}-ba{batch}.json'
 
-    def _partial_path(self, state: State) -> Path:
-        path = self._path(state)
-        return path.with_name(f'{path.name}.partial')
+    def _new_path(self, state: State) -> Path:
+        """A file that no model before this one of the YAML has."""
+        name = _slug(self._model['source'] or state.run_name)
+        path = self.folder / f'{name}.json'
+        count = 1
+        while path.absolute() in _written:
+            count += 1
+            path = self.folder / f'{name}-{count}.json'
+        return path
 
     def _write(self, state: State, path: Path) -> None:
-        if dist.get_global_rank() != 0:
-            return
-        write_results(
-            path,
-            model={
-                'name': type(state.model).__name__,
-                'source': _source(state),
-                'n_params': sum(p.numel() for p in state.model.parameters()),
-            },
-            run_name=state.run_name,
-            batch=state.timestamp.batch.value,
-            precision=state.precision.value,
-            tasks=self._tasks,
-        )
+        if dist.get_global_rank() == 0:
+            write_results(
+                path,
+                model=self._model,
+                run_name=state.run_name,
+                batch=state.timestamp.batch.value,
+                precision=state.precision.value,
+                tasks=self._tasks,
+            )
 
     def _finish(self, state: State) -> None:
         if self._tasks:
-            self._write(state, self._path(state))
+            path = self._path_of(state)
+            self._write(state, path)
             if dist.get_global_rank() == 0:
-                self._partial_path(state).unlink(missing_ok=True)
+                _partial(path).unlink(missing_ok=True)
+            if self._path is not None:
+                _written.add(path.absolute())
         self._tasks = {}
+        self._path = None
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f'{path.name}.partial')
 
 
 def _interleaved(by_rank: list[list[int]]) -> list[int]:
@@ -164,27 +198,16 @@ def _interleaved(by_rank: list[list[int]]) -> list[int]:
     ]
 
 
-def _source(state: State) -> str:
-    """Where the weights come from, as far as the run knows."""
-    if state.load_path is not None:
-        return str(state.load_path)
-    config = getattr(state.model, 'config', None)
-    return getattr(config, '_name_or_path', '') or state.run_name
-
-
 def _slug(name: str) -> str:
     return re.sub(r'[^\w.]+', '-', name.removesuffix('.pt')).strip('-')
 
 
-def _announce(eval_gauntlet: str) -> None:
-    gauntlet = read_gauntlet(eval_gauntlet)
-    if not gauntlet.left_out or dist.get_global_rank() != 0:
-        return
-    n_scored = len(gauntlet.benchmarks)
-    print(
-        f'eval_gauntlet {gauntlet.name}: left out, as their files are '
-        f"missing: {', '.join(gauntlet.left_out)}. "
-        f"{', '.join(gauntlet.averages)} is over the other {n_scored} of "
-        f'{n_scored + len(gauntlet.left_out)} tasks.',
-        flush=True,
-    )
+def _warn_if_in_context(label: str, metrics: Mapping[str, Any]) -> None:
+    if any(name.startswith('InContextLearning') for name in metrics):
+        warnings.warn(
+            f'{label}: no results are kept, as the last of its metrics, '
+            f"{', '.join(metrics)}, tells none of single examples. Fix: leave "
+            'only an accuracy in metric_names.',
+            UpcyclingWarning,
+            stacklevel=2,
+        )

@@ -44,15 +44,18 @@ _FUNCTION_SETTINGS = (
     'norm_type',
     'tie_word_embeddings',
 )
-# Those that shapes do show, but not by name.
-_SHAPE_SETTINGS = (
+# Those of experts, and those that shapes do show, but not by name.
+_MODEL_SETTINGS = (
     'd_model',
     'n_layers',
     'vocab_size',
     'ffn_config.ffn_type',
     'ffn_config.ffn_hidden_size',
     'ffn_config.moe_num_experts',
+    'ffn_config.moe_normalize_expert_weights',
+    'no_bias',
 )
+_TOP_K = 'ffn_config.moe_top_k'
 
 
 def check_same_function(
@@ -83,7 +86,8 @@ def check_same_model(
 ) -> None:
     """Checks that a checkpoint is of the model that is to load it.
 
-    A checkpoint without a config is warned of, and passes.
+    A checkpoint without a config is warned of, and passes; so is another number
+    of experts a token, which may be what is to be evaluated.
 
     Args:
         checkpoint: What is to be loaded.
@@ -93,8 +97,17 @@ def check_same_model(
     Raises:
         ConfigError: A setting differs; the message gives both values.
     """
-    names = _SHAPE_SETTINGS + _FUNCTION_SETTINGS
+    names = _MODEL_SETTINGS + _FUNCTION_SETTINGS
     _check_settings(checkpoint, config, names, key)
+    trained = complete(nest(checkpoint.model_config)).get(_TOP_K)
+    top_k = complete(config).get(_TOP_K)
+    if checkpoint.model_config and top_k != trained:
+        warnings.warn(
+            f'{key}.{_TOP_K}={top_k!r}: {checkpoint.path} was trained with '
+            f'{trained!r}. Fix: set it to {trained!r}, unless this is meant.',
+            UpcyclingWarning,
+            stacklevel=2,
+        )
 
 
 def _check_settings(

@@ -6,6 +6,7 @@ from typing import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from foundry_upcycle.gauntlet.report import Outcome, shown_categories
 from foundry_upcycle.gauntlet.scores import Scores
@@ -14,13 +15,15 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-__all__ = ['COLORS', 'MARKERS', 'plot_scores']
+__all__ = ['COLORS', 'MARKERS', 'draw_scores', 'plot_scores']
 
 # Okabe and Ito's palette, told apart under every colour blindness.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 MARKERS = 'osD^vP'
 # Rows are 1 apart.
 _MOST_APART = 0.18
+# Ends that are not drawn.
+_NO_INTERVAL = (np.nan, np.nan)
 
 
 def plot_scores(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -30,6 +33,13 @@ def plot_scores(outcomes: Sequence[Outcome], path: Path) -> None:
         outcomes: Of the same models, one or more.
         path: PNG file to write.
     """
+    figure = draw_scores(outcomes)
+    figure.savefig(path, dpi=150, format='png')
+    plt.close(figure)
+
+
+def draw_scores(outcomes: Sequence[Outcome]) -> Figure:
+    """What ``plot_scores`` writes. The caller closes it."""
     n_rows = max(len(_rows(outcome)) for outcome in outcomes)
     figure, panels = plt.subplots(
         ncols=len(outcomes),
@@ -48,8 +58,7 @@ def plot_scores(outcomes: Sequence[Outcome], path: Path) -> None:
         ncols=min(len(labels), 4),
         frameon=False,
     )
-    figure.savefig(path, dpi=150, format='png')
-    plt.close(figure)
+    return figure
 
 
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:
@@ -78,7 +87,7 @@ def _plot(axes: Axes, outcome: Outcome) -> None:
     for tick, (kind, _) in zip(axes.get_yticklabels(), rows, strict=True):
         tick.set_fontweight('bold' if kind == 'averages' else 'normal')
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    warning = '' if outcome.of_same_tasks else ' (not on the same tasks)'
+    warning = '' if outcome.of_same_tasks else ' (not on the same examples)'
     axes.set_title(f'{outcome.gauntlet.name}{warning}')
     axes.set_xlabel('score: 0 is guessing, 1 all right (bars: 95 %)')
     axes.spines[['top', 'right']].set_visible(False)
@@ -98,9 +107,9 @@ def _plot_model(
         if figure:
             places.append(place + offset)
             values.append(figure.value)
-            interval = figure.interval or (figure.value, figure.value)
-            low.append(interval[0])
-            high.append(interval[1])
+            ends = figure.interval or _NO_INTERVAL
+            low.append(ends[0])
+            high.append(ends[1])
     axes.errorbar(
         values,
         places,

@@ -1,6 +1,8 @@
 """Which tasks an Eval Gauntlet scores, and how it averages them."""
 
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Container, Mapping
 
@@ -8,7 +10,14 @@ import yaml
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['FOLDER', 'Benchmark', 'Gauntlet', 'read_gauntlet']
+__all__ = [
+    'FOLDER',
+    'Benchmark',
+    'Gauntlet',
+    'announce_left_out',
+    'parse_gauntlet',
+    'read_gauntlet',
+]
 
 _PACKAGE = Path(__file__).parents[1]
 # Beside the package in a checkout, inside it where it is installed.
@@ -17,8 +26,8 @@ FOLDER = next(
     for folder in (_PACKAGE, _PACKAGE.parent)
     if (folder / 'eval_gauntlet').is_dir()
 )
-# What every gauntlet here and every released one uses. Foundry can also weigh
-# by size and leave accuracies as they are.
+# What every gauntlet here and every released one uses, and Foundry's defaults.
+# Foundry can also weigh by size and leave accuracies as they are.
 _SCORING = {
     'weighting': 'EQUAL',
     'subtract_random_baseline': True,
@@ -60,12 +69,14 @@ class Gauntlet:
             their scores.
         averages: Average -> the categories of whose scores it is the mean.
         left_out: Tasks that it would have, were their results or files there.
+        scoring: Foundry's settings of how tasks are weighed.
     """
 
     name: str
     categories: Mapping[str, tuple[Benchmark, ...]]
     averages: Mapping[str, tuple[str, ...]]
     left_out: tuple[str, ...] = ()
+    scoring: Mapping[str, Any] = field(default_factory=lambda: dict(_SCORING))
 
     @property
     def benchmarks(self) -> tuple[Benchmark, ...]:
@@ -101,13 +112,29 @@ class Gauntlet:
                 for average, names in self.averages.items()
             },
             (*self.left_out, *gone),
+            self.scoring,
         )
+
+    def require_scoring(self) -> None:
+        """Checks that tasks weigh the same, above chance.
+
+        Raises:
+            ConfigError: It is otherwise, which only Foundry computes.
+        """
+        for key, only in _SCORING.items():
+            if self.scoring[key] != only:
+                raise ConfigError(
+                    f'{self.name}: eval_gauntlet.{key}',
+                    self.scoring[key],
+                    'scores are computed by equal weights, above chance.',
+                    f'write {key}: {only}.',
+                )
 
     def to_yaml(self) -> dict[str, Any]:
         """What ``read_gauntlet`` and Foundry read."""
         return {
             'eval_gauntlet': {
-                **_SCORING,
+                **self.scoring,
                 'averages': {
                     average: list(names)
                     for average, names in self.averages.items()
@@ -129,8 +156,7 @@ def read_gauntlet(path: str | Path) -> Gauntlet:
             project, such as ``paper`` or ``v0.3``.
 
     Raises:
-        ConfigError: There is no such file, it is not a gauntlet, or it scores
-            otherwise than by equal weights above chance.
+        ConfigError: There is no such file, or it is not a gauntlet.
     """
     path = Path(path)
     own = FOLDER / f'{path}.yaml'
@@ -150,50 +176,79 @@ def read_gauntlet(path: str | Path) -> Gauntlet:
             'there is no such file.',
             f"name a YAML, or one of {', '.join(names)}.",
         ) from None
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             'eval_gauntlet',
             str(path),
-            f'it is not YAML ({error}).',
-            'mend it.',
+            f'it can\'t be read as YAML ({error}).',
+            'name a YAML, such as paper.yaml in the folder that '
+            '`foundry-upcycle gauntlet prepare` made.',
         ) from error
-    return _parse(path, content)
+    return parse_gauntlet(str(path), content)
 
 
-def _parse(path: Path, content: Any) -> Gauntlet:
+@cache
+def announce_left_out(path: str) -> None:
+    """Prints, once, which tasks a prepared gauntlet lacks; on rank 0.
+
+    Args:
+        path: The gauntlet's YAML.
+
+    Raises:
+        ConfigError: It can't be read.
+    """
+    gauntlet = read_gauntlet(path)
+    if not gauntlet.left_out or os.environ.get('RANK', '0') != '0':
+        return
+    n_scored = len(gauntlet.benchmarks)
+    print(
+        f'eval_gauntlet {gauntlet.name}: left out, as their files are '
+        f"missing: {', '.join(gauntlet.left_out)}. "
+        f"{', '.join(gauntlet.averages)} is over the other {n_scored} of "
+        f'{n_scored + len(gauntlet.left_out)} tasks.',
+        flush=True,
+    )
+
+
+def parse_gauntlet(path: str, content: Any) -> Gauntlet:
+    """Checks the content of a gauntlet's YAML.
+
+    Args:
+        path: Where it stands; its stem is the gauntlet's name.
+        content: With the key ``eval_gauntlet``.
+
+    Raises:
+        ConfigError: See ``read_gauntlet``.
+    """
     try:
         settings = content['eval_gauntlet']
-        categories = {
-            category['name']:
-            tuple(
-                Benchmark(
-                    str(benchmark['name']),
-                    int(benchmark['num_fewshot']),
-                    float(benchmark['random_baseline']),
-                )
-                for benchmark in category['benchmarks']
-            )
+        listed = [
+            (category['name'], tuple(map(_benchmark, category['benchmarks'])))
             for category in settings['categories']
+        ]
+        averages = {
+            average: _names(names)
+            for average, names in (settings.get('averages') or {}).items()
         }
-    except (KeyError, TypeError, ValueError) as error:
+        left_out = _names(content.get('left_out') or [])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             'eval_gauntlet',
-            str(path),
+            path,
             f'it is not a gauntlet: {type(error).__name__} {error}.',
-            'give each category a name and benchmarks, each with name, '
-            'num_fewshot and random_baseline, as eval_gauntlet/paper.yaml '
-            'does.',
+            'write it as eval_gauntlet/paper.yaml is: categories with name and '
+            'benchmarks, each with name, num_fewshot and random_baseline; and '
+            'averages, each a list of categories.',
         ) from error
-    for key, only in _SCORING.items():
-        if settings.get(key, only) != only:
-            raise ConfigError(
-                f'eval_gauntlet.{key}',
-                settings[key],
-                'scores are computed by equal weights, above chance.',
-                f'write {key}: {only}.',
-            )
+    categories = dict(listed)
+    if len(categories) < len(listed):
+        raise ConfigError(
+            'eval_gauntlet.categories',
+            [name for name, _ in listed],
+            'two have the same name.',
+            'give each a name of its own.',
+        )
     _check_baselines(categories)
-    averages = settings.get('averages') or {'default_average': list(categories)}
     for average, names in averages.items():
         for name in names:
             if name not in categories:
@@ -203,15 +258,24 @@ def _parse(path: Path, content: Any) -> Gauntlet:
                     'there is no such category.',
                     f"take of {', '.join(categories)}.",
                 )
-    return Gauntlet(
-        path.stem,
-        categories,
-        {
-            average: tuple(names)
-            for average, names in averages.items()
-        },
-        tuple(content.get('left_out', ())),
+    if not averages:
+        averages = {'default_average': tuple(categories)}  # As Foundry's.
+    scoring = {key: settings.get(key, only) for key, only in _SCORING.items()}
+    return Gauntlet(Path(path).stem, categories, averages, left_out, scoring)
+
+
+def _benchmark(settings: Any) -> Benchmark:
+    return Benchmark(
+        str(settings['name']),
+        int(settings['num_fewshot']),
+        float(settings['random_baseline']),
     )
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list):
+        raise TypeError(f'{names!r} is not a list')
+    return tuple(map(str, names))
 
 
 def _check_baselines(categories: Mapping[str, tuple[Benchmark, ...]], ) -> None:

@@ -1,17 +1,23 @@
 """Intervals of 95 % for accuracies, weighted sums of them, and differences.
 
-They are of a percentile bootstrap over examples. The number of right ones among
-n drawn with replacement, of which a share p is right, is Binomial(n, p): it is
-drawn instead of the examples, and needs no more than n and p. Two models that
-were asked the same examples are resampled in pairs: drawn are the numbers that
-only the one, only the other, and both or neither got right (multinomial).
+One accuracy has Wilson's. Its bootstrap would be quantiles of Binomial(n, p),
+often too narrow near 0 and 1: of a true rate of 0.065 and n = 50 they cover
+0.875, Wilson's 0.958. And they know no spread at 0: with Wilson's there and the
+bootstrap elsewhere the upper end would fall, from 0.071 to 0.060, as the right
+ones of 50 rise from 0 to 1.
+
+Sums of several accuracies, and differences, have a percentile bootstrap over
+examples. The number of right ones among n drawn with replacement, of which a
+share p is right, is Binomial(n, p): it is drawn instead of the examples, and
+needs no more than n and p. Two models that were asked the same examples are
+resampled in pairs: drawn are the numbers that only the one, only the other, and
+both or neither got right (multinomial).
 
 Where no example is right (or all are), resampling knows no other outcome and
-shows no spread. There Wilson's interval is taken, and added in quadrature to
-the others' spread where such a part is one of several (method of variance
-estimates recovery; Zou and Donner, 2008). The same holds for examples that only
-one of two models got right: where there are none, Wilson says how many there
-may be.
+shows no spread. There Wilson's interval is added in quadrature to the other
+parts' spread (method of variance estimates recovery; Zou and Donner, 2008). The
+same holds for examples that only one of two models got right: where there are
+none, Wilson says how many there may be.
 
 Intervals leave out what other few-shot examples or prompts and another training
 run would change.
@@ -61,12 +67,15 @@ class Draws:
         below: How much lower it may be for reasons that no replicate shows.
         above: How much higher.
         paired: Whether it is of two models on the same examples.
+        alone: How far from what was measured the ends of its own interval are,
+            low and high, where that is not of the replicates.
     """
 
     deviations_R: np.ndarray
     below: float
     above: float
     paired: bool = False
+    alone: Optional[tuple[float, float]] = None
 
 
 def interval(
@@ -84,11 +93,17 @@ def interval(
     Returns:
         Low and high; None where a part with a weight has no draws.
     """
+    weighted = [(float(weight), part)
+                for weight, part in zip(weights_P, draws, strict=True)
+                if weight]
+    if len(weighted) == 1:
+        weight, part = weighted[0]
+        if part is not None and part.alone is not None:
+            low, high = part.alone
+            return value + weight * low, value + weight * high
     deviations_R = np.zeros(1)
     below = above = 0.0
-    for weight, part in zip(weights_P, draws, strict=True):
-        if not weight:
-            continue
+    for weight, part in weighted:
         if part is None:
             return None
         deviations_R = deviations_R + weight * part.deviations_R
@@ -112,7 +127,12 @@ def draw(
     if part.n is None:
         return None
     shares_R = rng.binomial(part.n, part.accuracy, n_replicates) / part.n
-    return Draws(shares_R - part.accuracy, *_unseen(part.accuracy, part.n))
+    low, high = binomial_interval(part.accuracy, part.n)
+    return Draws(
+        shares_R - part.accuracy,
+        *_unseen(part.accuracy, part.n),
+        alone=(low - part.accuracy, high - part.accuracy),
+    )
 
 
 def draw_difference(

@@ -9,6 +9,7 @@ __all__ = ['MLFLOW', 'mlflow_metrics']
 
 # What a source that is a run starts with.
 MLFLOW = 'mlflow:'
+_SQLITE = 'sqlite:///'
 
 
 def mlflow_metrics(source: str) -> Mapping[str, float]:
@@ -18,17 +19,22 @@ def mlflow_metrics(source: str) -> Mapping[str, float]:
         source: ``mlflow:<tracking URI>#<run name or id>``.
 
     Raises:
-        ConfigError: There is no such store or run, or there are several runs.
+        ConfigError: There is no such store or run, it can't be read, or there
+            are several runs.
     """
     # It takes seconds to import.
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
     uri, _, name = source.removeprefix(MLFLOW).rpartition('#')
-    # A client makes a folder that is not there.
-    exists = not is_local_uri(uri) or Path(local_file_uri_to_path(uri)).is_dir()
+    # A client makes a store that is not there.
+    if uri.startswith(_SQLITE):
+        exists = Path(uri.removeprefix(_SQLITE).partition('?')[0]).is_file()
+    else:
+        exists = (
+            not is_local_uri(uri) or Path(local_file_uri_to_path(uri)).is_dir()
+        )
     if not (uri and name and exists):
         raise ConfigError(
             'results',
@@ -49,12 +55,14 @@ def mlflow_metrics(source: str) -> Mapping[str, float]:
             ('attributes.run_id', 'attributes.run_name', 'tags.run_name')
             for run in client.search_runs(experiments, f'{key} = "{name}"')
         }
-    except MlflowException as error:
+    except Exception as error:
+        # Of MLflow, or of whatever library the kind of store takes.
         raise ConfigError(
             'results',
             source,
-            f'MLflow says: {error}.',
-            'check the tracking URI and the run.',
+            f"it can't be read: {type(error).__name__}: {error}.",
+            "check the tracking URI and the run, or give a JSON of the run's "
+            'metrics.',
         ) from error
     if len(runs) != 1:
         raise ConfigError(

@@ -1,14 +1,19 @@
-"""What can be checked of a run before anything is loaded."""
+"""What can be checked of a run before anything is loaded, or said of it."""
 
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from llmfoundry.utils.registry_utils import import_file
 from omegaconf import DictConfig, OmegaConf
 
 from foundry_upcycle.checkpoints.exactness import check_same_model
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.gauntlet.gauntlets import Gauntlet, read_gauntlet
+from foundry_upcycle.gauntlet.gauntlets import (
+    announce_left_out,
+    parse_gauntlet,
+    read_gauntlet,
+)
 from foundry_upcycle.gauntlet.tasks import check_data, parse_tasks, read_tasks
 
 __all__ = ['check_eval', 'check_tasks']
@@ -41,6 +46,8 @@ def check_eval(yaml_path: str, overrides: Sequence[str]) -> None:
 def check_tasks(yaml_path: str, overrides: Sequence[str]) -> None:
     """Checks the in-context tasks of a YAML, and their files on disk.
 
+    Prints which tasks a prepared gauntlet lacks.
+
     Args:
         yaml_path: Of a training or an evaluation.
         overrides: ``key=value``, as on the command line.
@@ -60,7 +67,14 @@ def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
     )
     assert isinstance(config, DictConfig)
     # Of these only: others may have values that only Foundry resolves.
-    names = ('icl_tasks', 'eval_gauntlet', 'models', 'model', 'load_path')
+    names = (
+        'code_paths',
+        'icl_tasks',
+        'eval_gauntlet',
+        'models',
+        'model',
+        'load_path',
+    )
     return {
         name:
         OmegaConf.to_container(node, resolve=True)
@@ -74,22 +88,30 @@ def _check_tasks(config: Mapping[str, Any]) -> None:
     tasks = config.get('icl_tasks')
     if tasks is None:
         return
+    for path in config.get('code_paths') or ():
+        import_file(path)  # It may bring types of tasks.
     tasks = read_tasks(tasks) if isinstance(tasks, str) else parse_tasks(tasks)
     for task in tasks:
         if '://' not in task.dataset_uri:
             check_data(task, Path(task.dataset_uri))
     gauntlet = config.get('eval_gauntlet')
+    if gauntlet is None:
+        return
+    _check_gauntlet(gauntlet, {b for task in tasks for b in task.benchmarks})
     if isinstance(gauntlet, str):
-        run = {benchmark for task in tasks for benchmark in task.benchmarks}
-        _check_gauntlet(read_gauntlet(gauntlet), run)
+        announce_left_out(gauntlet)
 
 
-def _check_gauntlet(gauntlet: Gauntlet, run: set[str]) -> None:
-    missing = [b.label for b in gauntlet.benchmarks if b.label not in run]
+def _check_gauntlet(gauntlet: str | Mapping[str, Any], run: set[str]) -> None:
+    if isinstance(gauntlet, str):
+        parsed = read_gauntlet(gauntlet)
+    else:
+        parsed = parse_gauntlet('eval_gauntlet', {'eval_gauntlet': gauntlet})
+    missing = [b.label for b in parsed.benchmarks if b.label not in run]
     if missing:
         raise ConfigError(
             'eval_gauntlet',
-            gauntlet.name,
+            parsed.name,
             f"it scores {', '.join(missing)}, which icl_tasks does not have; "
             'Foundry would drop their whole categories.',
             'add these to icl_tasks, or take them out of the gauntlet: '

@@ -54,8 +54,9 @@ def prepare(
 
     For each gauntlet there will be ``<name>_tasks.yaml`` and ``<name>.yaml``,
     for ``icl_tasks`` and ``eval_gauntlet``, of the tasks whose files are
-    there; the second lists the others as ``left_out``. Files that are there are
-    kept; what an earlier attempt left unfinished is gone on with.
+    there; the second lists the others as ``left_out``. Files that are there and
+    can be used are kept; only the released one replaces another. What an
+    earlier attempt left unfinished is gone on with.
 
     Args:
         source: Where to get files.
@@ -77,6 +78,7 @@ def prepare(
         for task in read_tasks(FOLDER / f'{name}_tasks.yaml'):
             tasks[task.dataset_uri].append(task)
     used: set[str] = set()
+    n_found = 0
     try:
         for path, digest in digests.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,7 @@ def prepare(
             )
             if file.is_used:
                 used.add(path)
+            n_found += file.state != 'missing'
             yield file
         if used:
             for name in GAUNTLETS:
@@ -103,11 +106,12 @@ def prepare(
         ) from error
     if not used:
         raise ConfigError(
-            '--from',
-            str(source),
-            'it has none of the files.',
-            'give a clone of LLM Foundry, its folder scripts/eval/local_data, '
-            'or a URL.',
+            '--to',
+            str(folder),
+            f'of {n_found} files that were found, none can be used.',
+            'give --from a clone of LLM Foundry, its folder '
+            'scripts/eval/local_data, or a URL; or give --allow-modified for '
+            'files that are not those released.',
         )
 
 
@@ -139,24 +143,23 @@ def _prepare_file(
         # What was there of it may have been of another source.
         partial.unlink()
         is_there = source.fetch(path, partial)
-    if is_there:
-        if _is_released(partial, digest):
-            partial.replace(target)
-            return DataFile(path, 'present', True, _check(tasks, target))
-        other = partial
-    elif target.is_file():
-        other = target
-    else:
+    if is_there and _is_released(partial, digest):
+        partial.replace(target)
+        return DataFile(path, 'present', True, _check(tasks, target))
+    if not is_there and not target.is_file():
         return DataFile(path, 'missing', False, problem='not in the source')
+    # What is there already goes before another that is not the released one.
+    other = target if target.is_file() else partial
     try:
         n_records = _check(tasks, other)
     except (ConfigError, TaskDataError) as error:
-        problem = str(error).replace(str(other), str(target))
-        partial.unlink(missing_ok=True)
+        place = str(target) if other is target else f'{path} of the source'
+        problem = str(error).replace(str(other), place)
         return DataFile(path, 'damaged', False, problem=problem)
-    if allow_modified:
-        other.replace(target)
     else:
+        if allow_modified:
+            other.replace(target)
+    finally:
         partial.unlink(missing_ok=True)
     return DataFile(
         path,

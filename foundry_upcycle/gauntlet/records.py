@@ -21,12 +21,15 @@ def _is_answer(value: Any) -> bool:
 
 
 def _is_choices(value: Any) -> bool:
-    return isinstance(value,
-                      list) and len(value) > 1 and all(map(_is_text, value))
+    # An empty one would have a perplexity of NaN. White space may be meant.
+    return isinstance(value, list) and len(value) > 1 and all(
+        isinstance(choice, str) and choice for choice in value
+    )
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+def _is_answers(value: Any) -> bool:
+    # Every output starts with an empty one, and would be right.
+    return isinstance(value, list) and all(map(_is_answer, value))
 
 
 def _is_index(value: Any) -> bool:
@@ -36,8 +39,8 @@ def _is_index(value: Any) -> bool:
 _MEANING = {
     _is_text: 'a text',
     _is_answer: 'a text that is not blank',
-    _is_choices: 'a list of two texts or more',
-    _is_texts: 'a list of texts',
+    _is_choices: 'a list of two texts or more, none empty',
+    _is_answers: 'a list of texts that are not blank',
     _is_index: 'a number from 0',
 }
 
@@ -65,7 +68,7 @@ RECORDS: Mapping[str, Mapping[str, _Check]] = {
 }
 _OPTIONAL: Mapping[str, Mapping[str, _Check]] = {
     'generation_task_with_answers': {
-        'aliases': _is_texts,
+        'aliases': _is_answers,
         'chain_of_thought': _is_text,
     },
 }

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Iterable, Iterator, Optional, Sequence
 
 from foundry_upcycle.gauntlet.gauntlets import Gauntlet
 from foundry_upcycle.gauntlet.intervals import N_REPLICATES
@@ -31,8 +31,27 @@ class Outcome:
 
     @property
     def of_same_tasks(self) -> bool:
-        """Whether the models' averages are over the same tasks."""
-        return len({scores.missing for scores in self.scores}) == 1
+        """Whether the models' averages are over the same tasks and sizes."""
+        missing = {scores.missing for scores in self.scores}
+        return len(missing) == 1 and not self.of_other_sizes
+
+    @property
+    def of_other_sizes(self) -> tuple[str, ...]:
+        """Tasks that models have in other numbers of categories or examples.
+
+        As one does that lacks categories, since its evaluation died. Numbers
+        of examples that are not known are not compared.
+        """
+        tasks = dict.fromkeys(
+            task for scores in self.scores for task in scores.tasks
+        )
+        return tuple(task for task in tasks if self._differs(task))
+
+    def _differs(self, task: str) -> bool:
+        having = [scores for scores in self.scores if task in scores.tasks]
+        n_parts = {scores.n_parts[task] for scores in having}
+        n_examples = {scores.n_examples[task] for scores in having} - {None}
+        return len(n_parts) > 1 or len(n_examples) > 1
 
 
 def shown_categories(gauntlet: Gauntlet) -> list[str]:
@@ -42,7 +61,7 @@ def shown_categories(gauntlet: Gauntlet) -> list[str]:
     ``all_tasks``.
     """
     alone = [
-        names[0] for names in gauntlet.averages.values() if len(names) == 1
+        names[0] for names in gauntlet.averages.values() if len(set(names)) == 1
     ]
     return [name for name in gauntlet.categories if name not in alone]
 
@@ -57,7 +76,13 @@ def to_json(
         'models': {
             model.label: {
                 'source': model.source,
-                'n_params': model.n_params
+                'n_params': model.n_params,
+                'seconds': {
+                    task:
+                    _sum_of_known(part.seconds
+                                  for part in parts.values())
+                    for task, parts in model.tasks.items()
+                },
             }
             for model in models
         },
@@ -105,9 +130,13 @@ def render_report(
     return '\n\n'.join([
         '# Eval Gauntlet',
         _table(
-            ['model', 'parameters', 'results'],
-            [[model.label,
-              _count(model.n_params), f'`{model.source}`'] for model in models],
+            ['model', 'parameters', 'seconds', 'results'],
+            [[
+                model.label,
+                _count(model.n_params),
+                _seconds(model),
+                f'`{model.source}`',
+            ] for model in models],
         ),
         *(block for outcome in outcomes for block in _outcome(outcome)),
         '## How to read it',
@@ -121,16 +150,28 @@ _READING = '\n'.join([
     'that has any. Bold rows are scores: accuracy above chance, rescaled so '
     'that 0 is guessing and 1 is all right; a category is the mean of its '
     "tasks' scores.",
-    '- In parentheses: 95 % intervals, by a percentile bootstrap over examples '
-    f'({N_REPLICATES:,} replicates). Where none or all of the examples are '
-    "right, resampling shows no spread, and Wilson's interval is taken. No "
-    'interval: the number of examples is not known.',
+    "- In parentheses: 95 % intervals. Of a figure that rests on one accuracy "
+    "(a task without categories, or a category of one such task), Wilson's: "
+    'for one proportion a bootstrap is a binomial anyway, and too narrow near '
+    '0 and 1. Of means over several accuracies, and of differences, by a '
+    f'percentile bootstrap ({N_REPLICATES:,} replicates) of how many examples '
+    'are right, which needs no more than the accuracy and the number of '
+    'examples; where none or all are right, that shows no spread, and '
+    "Wilson's interval is taken for this part. No interval: the number of "
+    'examples is not known.',
     '- Differences are resampled in pairs where both models kept which '
-    'examples they got right, else as if independent.',
+    'examples they got right and have as many, else as if independent. Pairs '
+    'take for granted that both models were asked the same examples in the '
+    'same order: results do not say of which file, few-shot examples or order '
+    'they are.',
     '- "higher" and "lower": the interval of the difference excludes 0. Of two '
     'equally good models, about one such row in 20 is expected to say so.',
     '- "relative" is the difference divided by the baseline, as the paper '
-    'reports it; n/a where the baseline is not above 0.',
+    'reports it; n/a where the baseline is not above 0. It has no interval; '
+    'of a baseline near 0 it means little, as the chance in the baseline alone '
+    'changes it severalfold.',
+    '- "seconds" is what the evaluation of all tasks took, of those where the '
+    'results say so (each in scores.json).',
     '- Intervals leave out the choice of few-shot examples and prompts, and '
     'what another seed of training would change.',
 ])
@@ -142,8 +183,13 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
     notes = list(_missing(outcome.scores))
     if not outcome.of_same_tasks:
         notes.append(
-            '- **The models were not measured on the same tasks: their '
-            'categories and averages in this table do not compare.**',
+            '- **The models were not measured on the same tasks or examples: '
+            'their categories and averages in this table do not compare.**',
+        )
+    if outcome.of_other_sizes:
+        notes.append(
+            '- In other numbers of examples or categories: '
+            f"{', '.join(outcome.of_other_sizes)}.",
         )
     if notes:
         yield '\n'.join(notes)
@@ -271,8 +317,25 @@ def _count(n: Optional[int]) -> str:
     return _NONE if n is None else f'{n:,}'
 
 
+def _seconds(model: ModelResults) -> str:
+    total = _sum_of_known(
+        part.seconds
+        for parts in model.tasks.values()
+        for part in parts.values()
+    )
+    return _NONE if total is None else f'{total:,.1f}'
+
+
+def _sum_of_known(values: Iterable[Optional[float]]) -> Optional[float]:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that also reads well as text: first column left, others right."""
+    head, *rows = [[cell.replace('|', r'\|')
+                    for cell in line]
+                   for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

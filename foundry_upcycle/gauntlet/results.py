@@ -5,6 +5,7 @@ keys, and MLflow runs.
 """
 
 import json
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ _FAMILY = FORMAT.rpartition('/')[0]
 _LABEL = r'([^/]+/\d+-shot)(?:/[^/]+)?'
 _ACCURACY = re.compile(rf'metrics/(?P<part>{_LABEL})/(?P<metric>\w*Accuracy)')
 _N_EXAMPLES = 'icl/n_examples/'
+# What ends the name of a file whose evaluation goes on, or died.
+_PARTIAL = '.partial'
 _OF_TRAINING = re.compile(r'(?P<run>.+)-ba(?P<batch>\d+)')
 # Foundry's metrics are float32.
 _TOLERANCE = 1e-6
@@ -132,8 +135,8 @@ def read_results(
             Foundry does not log by itself.
 
     Raises:
-        ConfigError: There is nothing to read, or what is there contradicts
-            itself.
+        ConfigError: There is nothing to read, what is there contradicts
+            itself, or the evaluation did not finish.
     """
     n_params = None
     if source.startswith(MLFLOW):
@@ -144,6 +147,7 @@ def read_results(
         name = path.name if path.is_dir() else path.stem
         file = _file_in(path) if path.is_dir() else path
         content = _load(file)
+        _check_finished(file)
         if 'format' in content:
             parts, n_params = _from_own(file, content)
         else:
@@ -196,6 +200,18 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_finished(file: Path) -> None:
+    if file.suffix == _PARTIAL:
+        raise ConfigError(
+            'results',
+            str(file),
+            'the evaluation did not finish.',
+            f'run it again, or rename the file to {file.stem} to score what '
+            'it has: tasks may be missing, and of a task of several '
+            'categories some of these.',
+        )
+
+
 def _file_in(folder: Path) -> Path:
     files = [
         file for file in sorted(folder.glob('*.json'))
@@ -212,7 +228,8 @@ def _file_in(folder: Path) -> Path:
         }
         if batches:
             return batches[max(batches)]
-    found = ', '.join(file.name for file in files) or 'none'
+    unfinished = sorted(folder.glob(f'*.json{_PARTIAL}'))
+    found = ', '.join(file.name for file in [*files, *unfinished]) or 'none'
     raise ConfigError(
         'results',
         str(folder),
@@ -264,8 +281,21 @@ def _part(path: Path, label: str, record: Any) -> Part:
         n,
         None if correct is None else
         _correct(f'{path}: {key}.correct', correct, accuracy, n),
-        record.get('seconds'),
+        _seconds(f'{path}: {key}.seconds', record.get('seconds')),
     )
+
+
+def _seconds(key: str, value: Any) -> Optional[float]:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ConfigError(
+            key,
+            value,
+            'it is not how long the evaluation took.',
+            'evaluate the model again, or remove it.',
+        )
+    return float(value)
 
 
 def _correct(key: str, digits: Any, accuracy: float, n: int) -> np.ndarray:

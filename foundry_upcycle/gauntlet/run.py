@@ -7,6 +7,7 @@ from typing import Mapping, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.gauntlets import read_gauntlet
+from foundry_upcycle.gauntlet.mlflow_run import MLFLOW
 from foundry_upcycle.gauntlet.report import Outcome, render_report, to_json
 from foundry_upcycle.gauntlet.results import ModelResults, read_results
 from foundry_upcycle.gauntlet.scores import compare, score
@@ -26,7 +27,9 @@ def run(
 
     Args:
         results: For each model, ``LABEL=SOURCE`` or ``SOURCE``, as
-            ``read_results`` takes it.
+            ``read_results`` takes it. A text is a source if it is an existing
+            path or starts with ``mlflow:``; of any other, what stands before
+            the first ``=`` is the label.
         gauntlets: Names or files of gauntlets.
         baseline: Label of the model to compare the others with; None compares
             none.
@@ -81,7 +84,7 @@ def run(
 def _split(text: str) -> tuple[str, Optional[str]]:
     """Source and label, if it has one, of ``LABEL=SOURCE`` or ``SOURCE``."""
     label, equals, source = text.partition('=')
-    if not equals or '/' in label or ':' in label or Path(text).exists():
+    if not equals or text.startswith(MLFLOW) or Path(text).exists():
         return text, None
     return source, label
 

@@ -58,6 +58,7 @@ class Scores:
     Args:
         label: The model.
         n_examples: Task -> its examples, None where not known.
+        n_parts: Task -> its categories, 1 where it has none.
         accuracies: Task -> share of right answers, the mean over its parts.
         tasks: Task -> score: accuracy above chance, 1 at the most.
         categories: Category -> mean of its tasks' scores. One without any
@@ -68,6 +69,7 @@ class Scores:
 
     label: str
     n_examples: Mapping[str, Optional[int]]
+    n_parts: Mapping[str, int]
     accuracies: Mapping[str, Estimate]
     tasks: Mapping[str, Estimate]
     categories: Mapping[str, Estimate]
@@ -159,7 +161,8 @@ def score(
         seed: Of the bootstrap.
 
     Raises:
-        ConfigError: None of the tasks was measured.
+        ConfigError: None of the tasks was measured, or the gauntlet scores
+            otherwise than by equal weights above chance.
     """
     measured = gauntlet.restricted(results.tasks)
     if not measured.benchmarks:
@@ -191,6 +194,10 @@ def score(
             label: _n_examples(task.values())
             for label, task in tasks.items()
         },
+        n_parts={
+            label: len(task)
+            for label, task in tasks.items()
+        },
         missing=measured.left_out,
         **_each(estimate, _rows(measured, tasks)),
     )
@@ -217,7 +224,8 @@ def compare(
         seed: Of the bootstrap.
 
     Raises:
-        ConfigError: They have no task of the gauntlet in common.
+        ConfigError: They have no task of the gauntlet in common, or it scores
+            otherwise than by equal weights above chance.
     """
     shared = gauntlet.restricted([
         task for task, parts in results.tasks.items()
@@ -270,19 +278,19 @@ def _n_examples(parts: Iterable[Part]) -> Optional[int]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A figure: a weighted sum of accuracies, less what guessing would give.
+    """A figure: a weighted sum of accuracies, and a constant.
 
     Args:
         weights_P: Weight of each part.
-        chance: The same sum for guessing; 0 for accuracies.
+        of_none_right: The figure where all accuracies are 0.
     """
 
     weights_P: np.ndarray
-    chance: float = 0.0
+    of_none_right: float = 0.0
 
     def value(self, parts: Iterable[Part]) -> float:
         accuracies_P = np.array([part.accuracy for part in parts])
-        return float(self.weights_P @ accuracies_P) - self.chance
+        return float(self.weights_P @ accuracies_P) + self.of_none_right
 
 
 def _rows(
@@ -295,6 +303,7 @@ def _rows(
         gauntlet: What to average.
         tasks: Each of its tasks, in its order -> the parts.
     """
+    gauntlet.require_scoring()
     eye_TT = np.eye(len(tasks))
     tasks_T = dict(zip(tasks, eye_TT, strict=True))
     categories_T = {
@@ -303,19 +312,25 @@ def _rows(
         for name, benchmarks in gauntlet.categories.items()
     }
     averages_T = {
-        name: _mean(categories_T[category]
-                    for category in names)
+        name:
+        _mean(
+            categories_T[category]
+            # Foundry counts one that is named twice once.
+            for category in dict.fromkeys(names)
+        )
         for name, names in gauntlet.averages.items()
         if names
     }
     # A task's accuracy is the mean over its parts, as Foundry computes it.
     n_parts_T = [len(parts) for parts in tasks.values()]
     means_TP = np.repeat(eye_TT / n_parts_T, n_parts_T, axis=1)
-    guess_T = np.array([b.random_baseline for b in gauntlet.benchmarks])
+    # Scores are linear in the accuracy.
+    of_none_T = np.array([b.score(0.0) for b in gauntlet.benchmarks])
+    of_all_T = np.array([b.score(1.0) for b in gauntlet.benchmarks])
 
     def above_chance(weights_T: np.ndarray) -> _Row:
-        scaled_T = weights_T / (1 - guess_T)
-        return _Row(scaled_T @ means_TP, float(scaled_T @ guess_T))
+        scaled_T = weights_T * (of_all_T - of_none_T)
+        return _Row(scaled_T @ means_TP, float(weights_T @ of_none_T))
 
     return {
         'accuracies': {

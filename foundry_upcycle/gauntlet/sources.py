@@ -70,8 +70,15 @@ def _raw_url(source: str) -> str:
     """Of a repository on GitHub, where its files can be had one by one."""
     url = urlsplit(source)
     parts = [part for part in url.path.split('/') if part]
-    if url.netloc != 'github.com' or len(parts) != 2:
+    if url.netloc.removeprefix('www.') != 'github.com':
         return source.rstrip('/')
+    if len(parts) != 2:
+        raise ConfigError(
+            '--from',
+            source,
+            'it is a page, not a repository.',
+            f'give {DEFAULT_SOURCE}, or a URL that gives files.',
+        )
     owner, name = parts
     name = name.removesuffix('.git')
     return (
@@ -102,7 +109,10 @@ class _Web:
 
         url = f'{self._root}/{quote(path)}'
         done = target.stat().st_size if target.exists() else 0
-        headers = {'Range': f'bytes={done}-'} if done else {}
+        # Parts of what is compressed on the way could not be put together.
+        headers = {'Accept-Encoding': 'identity'}
+        if done:
+            headers['Range'] = f'bytes={done}-'
         try:
             with requests.get(
                     url,

@@ -61,7 +61,13 @@ def read_tasks(path: str | Path) -> tuple[Task, ...]:
             'there is no such file.',
             'make it by `foundry-upcycle gauntlet prepare`, or name another.',
         ) from None
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (
+            OSError,
+            UnicodeDecodeError,
+            yaml.YAMLError,
+            KeyError,
+            TypeError,
+    ) as error:
         raise ConfigError(
             'icl_tasks',
             str(path),

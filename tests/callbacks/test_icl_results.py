@@ -16,6 +16,7 @@ from llmfoundry.utils.builders import build_callback, build_icl_evaluators
 from omegaconf import OmegaConf
 from tiny_tasks import write_records
 
+from foundry_upcycle.callbacks.icl_results import _written
 from foundry_upcycle.data.tokenizer import train_tokenizer
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.gauntlets import read_gauntlet
@@ -193,13 +194,26 @@ def test_another_callback_sees_the_outputs(shared: Path, tmp_path: Path):
 
 def test_results_are_not_overwritten(shared: Path, tmp_path: Path):
     evaluate(shared)
-    before = results(tmp_path, 'dense')
+    (path, ) = (tmp_path / 'results').glob('*dense.json')
+    path.write_text('earlier')
+    _written.clear()  # As in another process.
     match = 'icl_results.folder=.results.: .*dense.json holds results of an'
     with pytest.raises(ConfigError, match=match):
         evaluate(shared)
-    assert results(tmp_path, 'dense') == before
+    assert path.read_text() == 'earlier'
     evaluate(shared, 'callbacks.icl_results.overwrite=true')
-    assert results(tmp_path, 'dense') != before  # The seconds.
+    assert results(tmp_path, 'dense').keys() == LABELS
+
+
+def test_one_checkpoint_twice_has_two_files(shared: Path, tmp_path: Path):
+    config = OmegaConf.load(shared / 'eval.yaml')
+    config.models = [config.models[0], config.models[0]]
+    config.callbacks.icl_results.overwrite = True
+    OmegaConf.save(config, tmp_path / 'eval.yaml')
+    eval_from_yaml(str(tmp_path / 'eval.yaml'), [])
+    first, second = sorted((tmp_path / 'results').iterdir())
+    assert first.name.endswith('dense-2.json')
+    assert second.name.endswith('dense.json')
 
 
 def test_what_was_done_is_kept_when_the_run_dies(

@@ -3,6 +3,7 @@ from typing import Optional
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from foundry_upcycle.gauntlet.intervals import (
     N_REPLICATES,
@@ -37,8 +38,11 @@ def pair(
     )
 
 
-def interval_of(part: Part) -> tuple[float, float]:
-    draws = draw(part, N_REPLICATES, generator(1, 'copa/0-shot'))
+def interval_of(
+    part: Part,
+    n_replicates: int = N_REPLICATES,
+) -> tuple[float, float]:
+    draws = draw(part, n_replicates, generator(1, 'copa/0-shot'))
     result = interval(part.accuracy, ONE, [draws])
     assert result is not None
     return result
@@ -69,13 +73,63 @@ def test_interval_stays_within_probabilities():
     assert binomial_interval(1.0, 10)[1] == pytest.approx(1)
 
 
-def test_is_the_bootstrap_over_examples():
+def test_a_sum_is_the_bootstrap_over_examples():
     rng = np.random.default_rng(0)
-    right = rng.random(150) < 0.3
-    means = rng.choice(right, (N_REPLICATES, 150)).mean(axis=1)
+    right_2E = rng.random((2, 150)) < np.array([[0.3], [0.9]])
+    weights = np.array([0.5, 1.5])
+    means = sum(
+        weight * rng.choice(right, (N_REPLICATES, 150)).mean(axis=1)
+        for weight, right in zip(weights, right_2E)
+    )
     brute_force = np.quantile(means, (0.025, 0.975))
-    # Accuracies are 1/150 apart.
-    assert interval_of(part_of(right)) == pytest.approx(brute_force, abs=0.007)
+    draws = [
+        draw(part_of(right), N_REPLICATES, generator(1, str(index)))
+        for index, right in enumerate(right_2E)
+    ]
+    found = interval(weights @ right_2E.mean(axis=1), weights, draws)
+    # Sums are 1/300 apart.
+    assert found == pytest.approx(brute_force, abs=0.004)
+
+
+@pytest.mark.parametrize('n_right', [0, 1, 17, 49, 50])
+def test_one_part_is_wilsons(n_right: int):
+    part = Part('M', n_right / 50, 50)
+    found = interval_of(part)
+    assert found == pytest.approx(binomial_interval(part.accuracy, 50))
+    assert found[0] == pytest.approx(0) or found[0] > 0
+    assert found[1] == pytest.approx(1) or found[1] < 1
+    # Of a score above a chance of 0.2, other parts without a weight.
+    draws = draw(part, 10, generator(1, 'copa'))
+    low, high = interval(
+        (part.accuracy - 0.2) / 0.8,
+        np.array([0, 1 / 0.8, 0]),
+        [None, draws, draws],
+    ) or (0, 0)
+    assert 0.8 * low + 0.2 == pytest.approx(found[0])
+    assert 0.8 * high + 0.2 == pytest.approx(found[1])
+
+
+@pytest.mark.parametrize('n', [1, 10, 50, 200])
+def test_more_right_is_never_lower(n: int):
+    ends = np.array([interval_of(Part('M', k / n, n)) for k in range(n + 1)])
+    assert (np.diff(ends, axis=0) > 0).all()
+
+
+# Coverage swings with n. Wilson's falls below 0.93 at 50, 51 and 78 examples of
+# a rate of 0.02, at 110 of 0.05 and 0.95, and at 85 of 0.065.
+@pytest.mark.parametrize(
+    ('rate', 'lowest'),
+    [(0.02, 0.917), (0.05, 0.926), (0.065, 0.928), (0.5, 0.93), (0.95, 0.926)],
+)
+def test_coverage_of_one_task(rate: float, lowest: float):
+    coverages = []
+    for n in range(50, 201):
+        counts = np.arange(n + 1)
+        ends = np.array([interval_of(Part('M', k / n, n), 1) for k in counts])
+        covers = (ends[:, 0] <= rate) & (rate <= ends[:, 1])
+        coverages.append(binom.pmf(counts, n, rate)[covers].sum())
+    assert min(coverages) > lowest
+    assert np.mean(coverages) > 0.945
 
 
 def test_is_the_paired_bootstrap_over_examples():
@@ -99,13 +153,6 @@ def test_a_weighted_sum():
     ]
     ends = interval(0.3, np.array([0.5, 0.25]), draws)
     assert ends == pytest.approx((0.2822, 0.3178), abs=0.0005)
-
-
-@pytest.mark.parametrize('accuracy', [0.0, 1.0])
-def test_none_or_all_right_is_wilsons(accuracy: float):
-    found = interval_of(Part('M', accuracy, 50))
-    assert found == pytest.approx(binomial_interval(accuracy, 50))
-    assert 0 <= found[0] and found[1] <= 1
 
 
 def test_none_right_widens_a_mean():

@@ -9,7 +9,12 @@ import torch
 from omegaconf import OmegaConf
 from tiny_tasks import RECORDS, write_records
 
-from foundry_upcycle.errors import CheckpointError, ConfigError, TaskDataError
+from foundry_upcycle.errors import (
+    CheckpointError,
+    ConfigError,
+    TaskDataError,
+    UpcyclingWarning,
+)
 from foundry_upcycle.gauntlet.preflight import check_eval, check_tasks
 
 GAUNTLET = {
@@ -142,6 +147,17 @@ def test_a_gauntlet_of_more_than_is_run(folder: Path):
         check(folder)
 
 
+def test_a_gauntlet_in_the_yaml(folder: Path):
+    config = OmegaConf.load(folder / 'eval.yaml')
+    config.eval_gauntlet = OmegaConf.create(GAUNTLET).eval_gauntlet
+    save(folder / 'eval.yaml', config)
+    check(folder)
+    config.eval_gauntlet.categories[0].benchmarks[0].num_fewshot = 0
+    save(folder / 'eval.yaml', config)
+    with pytest.raises(ConfigError, match='it scores dogs/0-shot, which icl'):
+        check(folder)
+
+
 def test_a_checkpoint_of_another_model(folder: Path):
     match = r'^models\[1\].model.n_layers=5: .*moe.pt was trained with 3'
     with pytest.raises(ConfigError, match=match):
@@ -152,6 +168,46 @@ def test_heads_that_no_shape_shows(folder: Path):
     match = r'^models\[0\].model.n_heads=2: .*dense.pt was trained with 4'
     with pytest.raises(ConfigError, match=match):
         check_with(folder, 0, 'model.n_heads', 2)
+
+
+def test_another_way_of_combining_experts(folder: Path):
+    key = 'model.ffn_config.moe_normalize_expert_weights'
+    with pytest.raises(ConfigError, match=rf'models\[1\].{key}=None: '):
+        check_with(folder, 1, key, None)
+
+
+def test_another_number_of_experts_is_warned_of(folder: Path):
+    key = 'model.ffn_config.moe_top_k'
+    match = rf'models\[1\].{key}=1: .*moe.pt was trained with 2'
+    with pytest.warns(UpcyclingWarning, match=match):
+        check_with(folder, 1, key, 1)
+
+
+def test_what_is_left_out_is_said(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    gauntlet = OmegaConf.create({**GAUNTLET, 'left_out': ['cats/0-shot']})
+    save(folder / 'gauntlet.yaml', gauntlet)
+    for _ in range(2):  # Once, also where the callback says so again.
+        check_tasks(str(folder / 'eval.yaml'), [])
+    assert capsys.readouterr().out == (
+        'eval_gauntlet gauntlet: left out, as their files are missing: '
+        'cats/0-shot. default_average is over the other 1 of 2 tasks.\n'
+    )
+
+
+def test_code_paths_may_bring_types_of_tasks(folder: Path):
+    (folder / 'essays.py').write_text(
+        'from llmfoundry import registry\n'
+        "registry.icl_datasets.register('test_essay', func=object)\n",
+    )
+    tasks = OmegaConf.load(folder / 'tasks.yaml')
+    tasks.icl_tasks[0].icl_task_type = 'test_essay'
+    save(folder / 'tasks.yaml', tasks)
+    with pytest.raises(ConfigError, match="icl_task_type='test_essay': there"):
+        check(folder)
+    check(folder, f'code_paths=[{folder}/essays.py]')
 
 
 def test_a_dense_checkpoint_for_a_mixture(folder: Path):

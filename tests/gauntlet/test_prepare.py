@@ -128,7 +128,8 @@ def test_damaged_files_are_left_out(data: Path, tmp_path: Path):
     to = tmp_path / 'to'
     files = {f.path: f for f in prepare.prepare(open_source(str(data)), to)}
     assert files[COPA].state == 'damaged' and not files[COPA].is_used
-    assert f'{to / COPA}, line 30: it is not JSON' in files[COPA].problem
+    problem = f'{COPA} of the source, line 30: it is not JSON'
+    assert problem in files[COPA].problem
     assert not (to / COPA).exists()
     assert 'copa/0-shot' in read_gauntlet(to / 'paper.yaml').left_out
 
@@ -149,6 +150,17 @@ def test_modified_files_only_when_allowed(data: Path, tmp_path: Path):
     assert run(data, to)[COPA] == 'present'
 
 
+def test_a_file_that_can_be_used_is_kept(data: Path, tmp_path: Path):
+    lines = (data / COPA).read_text().splitlines(keepends=True)
+    to = tmp_path / 'to'
+    run(data, to)
+    (to / COPA).write_text(''.join(lines[:7]))
+    for other in ('damaged', ''.join(lines[:20])):
+        (data / COPA).write_text(other)
+        assert run(data, to, allow=True)[COPA] == 'modified'
+        assert (to / COPA).read_text() == ''.join(lines[:7])
+
+
 def test_too_few_records_for_the_prompts(data: Path, tmp_path: Path):
     arc = 'world_knowledge/arc_challenge.jsonl'
     lines = (data / arc).read_text().splitlines(keepends=True)
@@ -166,7 +178,7 @@ def test_no_file_at_all(data: Path, tmp_path: Path):
     del data
     empty = tmp_path / 'empty'
     empty.mkdir()
-    with pytest.raises(ConfigError, match='--from=.*has none of the files'):
+    with pytest.raises(ConfigError, match='--to=.*of 0 files that were found'):
         run(empty, tmp_path / 'to')
     assert not (tmp_path / 'to/paper.yaml').exists()
 
@@ -182,6 +194,7 @@ def test_a_folder_that_cant_be_written(data: Path, tmp_path: Path):
     [
         ('/absent', "--from='/absent': there is no such folder"),
         ('ftp://host/data', 'ftp is no kind of source'),
+        ('https://github.com/a/b/tree/main', 'it is a page, not a repository'),
     ],
 )
 def test_no_such_source(source: str, problem: str):
@@ -279,6 +292,9 @@ def test_a_repository_is_read_at_the_recorded_commit():
     commit, _, folder = url.removeprefix(start).partition('/')
     assert folder == 'scripts/eval/local_data'
     assert commit in digests
+    assert sources._raw_url(
+        'https://www.github.com/mosaicml/llm-foundry'
+    ) == url
     assert sources._raw_url('https://host/data/') == 'https://host/data'
 
 

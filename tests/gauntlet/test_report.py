@@ -1,11 +1,16 @@
 import json
 import math
+import re
 from pathlib import Path
+from typing import Optional
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.container import ErrorbarContainer
 
-from foundry_upcycle.gauntlet.figure import plot_scores
+from foundry_upcycle.gauntlet.figure import draw_scores, plot_scores
 from foundry_upcycle.gauntlet.gauntlets import Benchmark, Gauntlet
 from foundry_upcycle.gauntlet.report import (
     Outcome,
@@ -62,10 +67,10 @@ def _lines(*models: ModelResults) -> list[list[str]]:
 
 def test_score_table():
     lines = _lines(DENSE, MOE)
-    assert ['dense', '12,000', '`results/dense.json`'] in lines
+    assert ['dense', '12,000', '-', '`results/dense.json`'] in lines
     assert ['', 'n', 'dense', 'moe'] in lines
     rows = {line[0]: line[1:] for line in lines if len(line) == 4}
-    # Wilson or bootstrap, 1.96 sqrt(0.45 x 0.55 / 1000) = 0.031.
+    # 1.96 sqrt(0.45 x 0.55 / 1000) = 0.031.
     n, dense, moe = rows['copa/0-shot']
     assert n == '1,000'
     assert dense.startswith('0.450 (0.4') and moe.startswith('0.460 (0.4')
@@ -76,7 +81,8 @@ def test_score_table():
 
 def test_each_task_stands_once():
     lines = _lines(DENSE, MOE)
-    titles = [line[0] for line in lines if len(line) == 4][2:]
+    first = lines.index(['', 'n', 'dense', 'moe']) + 2
+    titles = [line[0] for line in lines[first:] if len(line) == 4]
     assert titles == [
         '**sense**',
         'copa/0-shot',
@@ -109,6 +115,7 @@ def test_missing_tasks():
         '- dense: core_average over 1 of 2 tasks: left out copa/0-shot.' in text
     )
     assert 'The models were not measured on the same tasks' in text
+    assert 'In other numbers' not in text
     assert (
         'Over 1 of 2 tasks, 0 of them resampled in pairs: left out copa/0-shot.'
         in text
@@ -124,6 +131,81 @@ def test_tasks_that_no_model_has_are_not_rows():
         [part],
         [_outcome(part)],
     )
+
+
+def _of_parts(label: str, n_parts: int, n: Optional[int]) -> ModelResults:
+    """A model of which copa has categories."""
+    parts = {
+        f'copa/0-shot/{index}': Part('M', 0.75, n)
+        for index in range(n_parts)
+    }
+    return ModelResults(label, 'x', {'copa/0-shot': parts})
+
+
+@pytest.mark.parametrize('n', [100, None])
+def test_a_task_of_which_a_model_lacks_categories(n: Optional[int]):
+    whole, rest = _of_parts('dense', 57, n), _of_parts('moe', 3, n)
+    outcome = Outcome(SMALL, [score(m, SMALL) for m in (whole, rest)], [])
+    assert outcome.of_other_sizes == ('copa/0-shot', )
+    assert not outcome.of_same_tasks
+    text = render_report([whole, rest], [outcome])
+    assert 'not measured on the same tasks or examples' in text
+    assert '- In other numbers of examples or categories: copa/0-shot.' in text
+
+
+def test_other_numbers_of_examples():
+    fewer = _model('moe', {'copa/0-shot': 0.46, 'lambada/0-shot': 0.6}, n=500)
+    assert not _outcome(DENSE, fewer).of_same_tasks
+    # Not known is not other.
+    unknown = _model('moe', {'copa/0-shot': 0.4, 'lambada/0-shot': 0.6}, n=None)
+    assert _outcome(DENSE, unknown).of_same_tasks
+
+
+def test_seconds():
+    tasks = {
+        'copa/0-shot': {
+            'copa/0-shot': Part('M', 0.5, 10, seconds=1200.25),
+        },
+        'lambada/0-shot': {
+            'lambada/0-shot/a': Part('M', 0.5, 10, seconds=30.5),
+            'lambada/0-shot/b': Part('M', 0.5, 10),
+        },
+        # Of no gauntlet here.
+        'other/0-shot': {
+            'other/0-shot': Part('M', 0.5, 10, seconds=4.0),
+        },
+    }
+    timed = ModelResults('timed', 'x', tasks)
+    assert ['model', 'parameters', 'seconds', 'results'] in _lines(timed)
+    assert ['timed', '-', '1,234.8', '`x`'] in _lines(timed)
+    content = to_json([timed, DENSE], [])
+    assert content['models']['timed']['seconds'] == {
+        'copa/0-shot': 1200.25,
+        'lambada/0-shot': 30.5,
+        'other/0-shot': 4.0,
+    }
+    assert content['models']['dense']['seconds'] == {
+        'copa/0-shot': None,
+        'lambada/0-shot': None,
+    }
+
+
+def test_labels_do_not_break_tables():
+    odd = _model('a|b', {'copa/0-shot': 0.45})
+    text = render_report([odd, MOE], [_outcome(odd, MOE)])
+    assert r'| a\|b ' in text and r'`results/a\|b.json`' in text
+    widths = [[
+        len(re.findall(r'(?<!\\)\|', row)) for row in table.splitlines()
+    ] for table in text.split('\n\n') if table.startswith('|')]
+    assert [set(of) for of in widths] == [{5}, {5}, {7}]
+
+
+def test_reading_text_of_what_is_taken_for_granted():
+    text = render_report([DENSE], [_outcome(DENSE)])
+    assert 'take for granted that both models were asked the same' in text
+    assert 'rests on one accuracy' in text and "Wilson's" in text
+    assert 'It has no interval; of a baseline near 0 it means little' in text
+    assert 'bootstrap over examples' not in text
 
 
 def test_numbers_of_examples_are_not_always_known():
@@ -142,6 +224,11 @@ def test_all_categories_are_shown_where_no_average_is_of_one():
     assert shown_categories(both) == ['sense', 'language', 'all_tasks']
 
 
+def test_a_category_that_an_average_names_twice_is_alone():
+    twice = Gauntlet('', SMALL.categories, {'mean': ('all_tasks', ) * 2})
+    assert shown_categories(twice) == ['sense', 'language']
+
+
 def test_a_task_of_hidden_categories_has_a_row():
     of_one = Gauntlet('', {'all': (COPA, )}, {'average': ('all', )})
     text = render_report([DENSE], [_outcome(DENSE, gauntlet=of_one)])
@@ -155,6 +242,10 @@ def test_json():
     assert content['models']['moe'] == {
         'source': 'results/moe.json',
         'n_params': 12_000,
+        'seconds': {
+            'copa/0-shot': None,
+            'lambada/0-shot': None,
+        },
     }
     small = content['gauntlets']['small']
     scores = small['scores']['moe']
@@ -174,8 +265,51 @@ def test_json():
     assert math.isnan(outcome.comparisons[0].categories['sense'].relative)
 
 
-def test_figure_is_an_image(tmp_path: Path):
+def _bars(drawn: ErrorbarContainer) -> list[list[float]]:
+    """Both ends of each bar that is drawn; caps must be at them."""
+    _, caps, (bars, ) = drawn.lines
+    ends = [
+        segment[:, 0].tolist()
+        for segment in bars.get_segments()
+        if len(segment)
+    ]
+    for cap, side in zip(caps, (0, 1), strict=True):
+        places = np.asarray(cap.get_xdata(), dtype=float)
+        expected = [pair[side] for pair in ends]
+        assert places[np.isfinite(places)] == pytest.approx(expected)
+    return ends
+
+
+def test_figure_shows_each_score_and_interval():
     unknown = _model('unknown', {'lambada/0-shot': 0.6}, n=None)
     outcome = _outcome(DENSE, MOE, unknown)
-    plot_scores([outcome, outcome], tmp_path / 'scores.png')
+    figure = draw_scores([outcome, _outcome(DENSE, MOE)])
+    left, right = figure.axes
+    assert (len(left.containers), len(right.containers)) == (3, 2)
+    assert left.get_title() == 'small (not on the same examples)'
+    assert right.get_title() == 'small'
+    names = [tick.get_text() for tick in left.get_yticklabels()]
+    assert names == ['sense', 'language', 'core average']
+    for drawn, scores in zip(left.containers, outcome.scores):
+        assert isinstance(drawn, ErrorbarContainer)
+        assert drawn.get_label() == scores.label
+        rows = [
+            scores.categories.get('sense'),
+            scores.categories.get('language'),
+            scores.averages.get('core_average'),
+        ]
+        shown = [(place, row) for place, row in enumerate(rows) if row]
+        x, y = np.asarray(drawn.lines[0].get_data(), dtype=float)
+        assert x == pytest.approx([row.value for _, row in shown])
+        assert y.round().tolist() == [place for place, _ in shown]
+        # Points alone where how far they may be off is not known.
+        assert _bars(drawn) == [
+            pytest.approx(row.interval) for _, row in shown if row.interval
+        ]
+    plt.close(figure)
+
+
+def test_figure_is_written(tmp_path: Path):
+    plot_scores([_outcome(DENSE, MOE)], tmp_path / 'scores.png')
     assert image.imread(tmp_path / 'scores.png').std() > 0.01
+    assert not plt.get_fignums()

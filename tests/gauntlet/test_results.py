@@ -148,6 +148,21 @@ def test_a_folder_with_several(tmp_path: Path, names: tuple[str, ...]):
         read_results(str(tmp_path))
 
 
+def test_an_evaluation_that_did_not_finish(tmp_path: Path):
+    path = write(tmp_path / 'moe.json.partial')
+    match = (
+        'moe.json.partial.: the evaluation did not finish. Fix: run it again, '
+        'or rename the file to moe.json to score what it has'
+    )
+    with pytest.raises(ConfigError, match=match):
+        read_results(str(path))
+    with pytest.raises(ConfigError,
+                       match='In this folder: moe.json.partial. Fix'):
+        read_results(str(tmp_path))
+    renamed = path.rename(tmp_path / 'moe.json')
+    assert read_results(str(renamed)).tasks
+
+
 def test_no_file(tmp_path: Path):
     with pytest.raises(ConfigError, match="can't be read .No such file"):
         read_results(str(tmp_path / 'moe.json'))
@@ -254,6 +269,12 @@ def test_broken_files(tmp_path: Path, changes: dict[str, Any], message: str):
             },
             '2 of 4 are right, which contradicts accuracy=0.75',
         ),
+        ({
+            'seconds': '1.5',
+        }, "copa/0-shot.seconds='1.5': it is not how long"),
+        ({
+            'seconds': float('nan'),
+        }, 'copa/0-shot.seconds=nan: it is not how long'),
     ],
 )
 def test_broken_tasks(tmp_path: Path, record: dict[str, Any], message: str):
@@ -342,5 +363,39 @@ def test_no_such_mlflow_store(tracking_uri: str, rest: str):
 
 
 def test_mlflow_refuses(tracking_uri: str):
-    with pytest.raises(ConfigError, match='MLflow says: Invalid'):
+    match = "can't be read: MlflowException: Invalid.* Fix: check the tracking"
+    with pytest.raises(ConfigError, match=match):
         read_results(f'mlflow:{tracking_uri}#a"b')
+
+
+def test_no_such_mlflow_database(tmp_path: Path):
+    path = tmp_path / 'mlflow.db'
+    with pytest.raises(ConfigError, match='there is no such MLflow store'):
+        read_results(f'mlflow:sqlite:///{path}#upcycle')
+    assert not path.exists()
+
+
+def test_an_mlflow_database_that_cannot_be_opened(tmp_path: Path):
+    # Whether SQLAlchemy can't be imported, is too new for MLflow, or finds
+    # that this is no database.
+    path = tmp_path / 'mlflow.db'
+    path.write_text('no database' * 100)
+    source = f'mlflow:sqlite:///{path}#upcycle'
+    with pytest.raises(ConfigError, match=f"{source}.: it can't be read: "):
+        read_results(source)
+
+
+@pytest.mark.parametrize('kind', [ImportError, ValueError, KeyError])
+def test_mlflow_fails(
+    tracking_uri: str,
+    kind: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+):
+
+    def fail(*_: object) -> None:
+        raise kind('FallbackPool')
+
+    monkeypatch.setattr(MlflowClient, 'search_experiments', fail)
+    match = f"can't be read: {kind.__name__}: .?FallbackPool.?. Fix: check"
+    with pytest.raises(ConfigError, match=match):
+        read_results(f'mlflow:{tracking_uri}#upcycle')

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.run import run
@@ -73,6 +74,26 @@ def test_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sources = ['lr=1/moe.json', 'lr=2.json', './lr=1/moe.json', 'a=lr=2.json']
     for source, label in zip(sources, ('moe', 'lr=2', 'moe', 'a')):
         assert f'| {label} ' in run([source], ['paper'])
+
+
+def test_labels_with_slashes(dense: str):
+    for label in ('a/b', 'lr:1/b', 'runs/none.json'):
+        assert f'| {label} ' in run([f'{label}={dense}'], ['paper'])
+    # What stands before the first one.
+    with pytest.raises(ConfigError, match="results='b=none': it can't be read"):
+        run(['a=b=none'], ['paper'])
+
+
+def test_labels_of_mlflow_runs(tmp_path: Path):
+    uri = str(tmp_path / 'lr=1')
+    client = MlflowClient(uri)
+    experiment = client.create_experiment('gauntlet')
+    found = client.create_run(experiment, run_name='moe').info.run_id
+    client.log_metric(found, _KEY.format('copa/0-shot'), 0.75)
+    source = f'mlflow:{uri}#moe'
+    for text, label in ((source, 'moe'), (f'a/b={source}', 'a/b')):
+        report = run([text], ['paper'])
+        assert f'| {label} ' in report and f'`{source}`' in report
 
 
 def test_labels_are_unique(dense: str):

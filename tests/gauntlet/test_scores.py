@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -6,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from llmfoundry.callbacks.eval_gauntlet_callback import EvalGauntlet
+from llmfoundry.callbacks.eval_gauntlet_callback import (
+    EvalGauntlet,
+    calculate_named_averages,
+)
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.gauntlets import (
@@ -15,6 +19,7 @@ from foundry_upcycle.gauntlet.gauntlets import (
     Gauntlet,
     read_gauntlet,
 )
+from foundry_upcycle.gauntlet.intervals import binomial_interval
 from foundry_upcycle.gauntlet.results import ModelResults, Part
 from foundry_upcycle.gauntlet.scores import (
     Change,
@@ -130,6 +135,32 @@ def test_a_task_of_several_parts():
     scores = score(results, SMALL)
     assert scores.accuracies['copa/0-shot'].value == pytest.approx(0.8)
     assert scores.n_examples == {'copa/0-shot': 200}
+    assert scores.n_parts == {'copa/0-shot': 2}
+
+
+def test_an_average_that_names_a_category_twice():
+    # Foundry's, which asks whether a category is among the names.
+    scores = score(
+        results_of({
+            'copa/0-shot': 0.6,
+            'lambada/0-shot': 0.9,
+        }),
+        Gauntlet(
+            '',
+            SMALL.categories,
+            {'twice': ('sense', 'language', 'sense')},
+        ),
+    )
+    expected = calculate_named_averages(
+        {'twice': ['sense', 'language', 'sense']},
+        {
+            name: figure.value
+            for name, figure in scores.categories.items()
+        },
+    )
+    # (0.2 + 0.9) / 2.
+    assert expected == {'twice': pytest.approx(0.55)}
+    assert scores.averages['twice'].value == pytest.approx(expected['twice'])
 
 
 def test_missing_tasks_are_named():
@@ -156,6 +187,23 @@ def test_averages_without_any_task():
         ),
     )
     assert list(scores.averages) == ['by_task']
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('weighting', 'SAMPLE_SZ'),
+        ('rescale_accuracy', False),
+    ],
+)
+def test_a_gauntlet_that_scores_otherwise(key: str, value: Any):
+    results = results_of({'copa/0-shot': 0.6})
+    other = replace(SMALL, scoring={**SMALL.scoring, key: value})
+    match = f'eval_gauntlet.{key}={value!r}: scores are computed by equal'
+    with pytest.raises(ConfigError, match=match):
+        score(results, other)
+    with pytest.raises(ConfigError, match=match):
+        compare(results, results, other)
 
 
 def test_no_task_at_all():
@@ -191,6 +239,22 @@ def test_intervals():
         (half(averages['by_task']), by_task),
     ):
         assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_what_rests_on_one_part_has_wilsons_interval():
+    results = results_of({'copa/0-shot': 0.02, 'piqa/0-shot': 0.7}, n=50)
+    alone = Gauntlet('', {'a': (COPA, ), 'b': (PIQA, )}, {'one': ('a', )})
+    scores = score(results, alone)
+    wilsons = np.array(binomial_interval(0.02, 50))
+    assert scores.accuracies['copa/0-shot'].interval == pytest.approx(wilsons)
+    # Twice as far from a chance of 0.5.
+    above_chance = 2 * wilsons - 1
+    for figure in (
+            scores.tasks['copa/0-shot'],
+            scores.categories['a'],
+            scores.averages['one'],
+    ):
+        assert figure.interval == pytest.approx(above_chance)
 
 
 def test_a_task_in_two_categories_is_drawn_once():

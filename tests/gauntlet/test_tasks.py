@@ -39,6 +39,11 @@ def test_a_file_without_tasks(tmp_path: Path, content: str):
         read_tasks(path)
 
 
+def test_a_folder_is_no_file_of_tasks(tmp_path: Path):
+    with pytest.raises(ConfigError, match='no list icl_tasks .IsADirectory'):
+        read_tasks(tmp_path)
+
+
 def test_no_such_file(tmp_path: Path):
     with pytest.raises(ConfigError, match='tasks.yaml.: there is no such file'):
         read_tasks(tmp_path / 'tasks.yaml')
