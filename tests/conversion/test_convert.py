@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import tiny
 import tiny_hf
 import torch
+from tqdm import tqdm
 
 from foundry_upcycle.checkpoints.base import nest
 from foundry_upcycle.checkpoints.open import open_checkpoint
@@ -210,6 +212,9 @@ def test_a_conversion_that_is_killed_can_be_done_again(
         if child == 0:
             try:
                 torch.set_num_threads(1)  # The parent's are not here.
+                # tqdm's is shared with the parent, which would wait for ever
+                # for a child that is killed while it holds it.
+                tqdm.set_lock(threading.RLock())
                 convert(config, str(out), file_format)
             finally:
                 os._exit(0)
