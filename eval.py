@@ -21,8 +21,12 @@ def main(args: list[str]) -> None:
     from llmfoundry.command_utils import eval_from_yaml
 
     from foundry_upcycle.gauntlet.preflight import check_eval
-    if os.environ.get('RANK', '0') == '0':
+    from foundry_upcycle.gauntlet.tasks import remove_links
+
+    # Once on each node. The other ranks wait where they first meet.
+    if os.environ.get('LOCAL_RANK', '0') == '0':
         check_eval(args[0], args[1:])
+        remove_links()
     eval_from_yaml(args[0], args[1:])
 
 

@@ -58,3 +58,29 @@ def test_tasks_are_checked_first(
     monkeypatch.setenv('FSDP_VERSION', '2')
     with pytest.raises(ConfigError, match="icl_tasks='absent.yaml': there is"):
         main([str(yaml)])
+
+
+@pytest.mark.parametrize('name', ['train', 'eval'])
+def test_links_of_an_earlier_evaluation_are_removed(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    yaml = tmp_path / 'a.yaml'
+    yaml.write_text('max_seq_len: 32')
+    data = tmp_path / 'short_last-0.jsonl'
+    data.write_text('{}')
+    link = tmp_path / 'short_last-0.jsonl_tmp'
+    link.symlink_to(data)
+    own = tmp_path / 'own.jsonl_tmp'
+    own.write_text('not a link')
+    monkeypatch.setattr(
+        llmfoundry.command_utils,
+        f'{name}_from_yaml',
+        lambda *_: None,
+    )
+    monkeypatch.setenv('FSDP_VERSION', '2')
+    runpy.run_path(str(ROOT / f'{name}.py'))['main']([str(yaml)])
+    assert not link.is_symlink()
+    assert data.exists() and own.exists()

@@ -12,6 +12,7 @@ from composer.utils import dist
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.gauntlet.gauntlets import announce_left_out
 from foundry_upcycle.gauntlet.results import write_results
+from foundry_upcycle.gauntlet.tasks import remove_links
 
 __all__ = ['ICLResults']
 
@@ -77,6 +78,12 @@ class ICLResults(Callback):
         }
         if self.eval_gauntlet is not None:
             announce_left_out(self.eval_gauntlet)
+        # All ranks have read their tasks; the next model of this evaluation
+        # must not find the links.
+        dist.barrier()
+        if dist.get_local_rank() == 0:
+            remove_links()
+        dist.barrier()
 
     def after_load(self, state: State, logger: Logger) -> None:
         del logger

@@ -10,7 +10,7 @@ import yaml
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.records import RECORDS, check_records
 
-__all__ = ['Task', 'check_data', 'parse_tasks', 'read_tasks']
+__all__ = ['Task', 'check_data', 'parse_tasks', 'read_tasks', 'remove_links']
 
 _REQUIRED = ('label', 'dataset_uri', 'num_fewshot', 'icl_task_type')
 
@@ -197,3 +197,16 @@ def check_data(task: Task, path: str | Path) -> int:
             'lower it, or add records.',
         )
     return sum(sizes.values())
+
+
+def remove_links() -> None:
+    """Removes links that Foundry has left in the working folder.
+
+    Of a task with categories it makes one file and one link for each. Where a
+    link is there already, local rank 0 removes it and makes it anew while the
+    other ranks, which wait for it to exist, may be reading it: they fail. So an
+    evaluation must find none. Call it on one rank of each node.
+    """
+    for link in Path().glob('*.jsonl_tmp'):
+        if link.is_symlink():
+            link.unlink(missing_ok=True)

@@ -160,6 +160,8 @@ def test_two_ranks_give_what_one_does(shared: Path, tmp_path: Path):
         check=True,
         capture_output=True,
     )
+    # With these a rank of the next evaluation would replace what another reads.
+    assert not list((tmp_path / 'two').glob('*_tmp'))
     for model in ('dense', 'moe'):
         one, two = results(tmp_path, model), results(tmp_path / 'two', model)
         for label in LABELS:
