@@ -1,8 +1,11 @@
 """The command ``foundry-upcycle``."""
 
 import os
+import signal
+import sys
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Iterator, Literal, Optional
 
 import typer
@@ -23,7 +26,8 @@ __all__ = ['app']
 
 app = typer.Typer(
     help='Upcycles dense checkpoints into mixtures of experts, carries them '
-    'from and to Hugging Face, and scores how they answer.',
+    'from and to Hugging Face, says what training costs, and scores how they '
+    'answer.',
     pretty_exceptions_show_locals=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -35,8 +39,18 @@ gauntlet = typer.Typer(
 )
 app.add_typer(gauntlet, name='gauntlet')
 
+study = typer.Typer(
+    help='Compares continued pretraining with upcycling at equal FLOPs.',
+    no_args_is_help=True,
+)
+app.add_typer(study, name='study')
+
 _DTypeName = Literal['float32', 'bfloat16', 'float16']
 
+_StudyYaml = Annotated[
+    str,
+    typer.Argument(metavar='STUDY.yaml', help='Such as yamls/study_430m.yaml.'),
+]
 _Overwrite = Annotated[
     bool,
     typer.Option('--overwrite', help='Replace OUT if it exists.'),
@@ -75,6 +89,20 @@ def _errors_in_one_line() -> Iterator[None]:
 def _dtype(name: Optional[str]) -> Any:
     import torch
     return None if name is None else getattr(torch, name)
+
+
+def _layers(text: Optional[str]) -> Optional[list[int]]:
+    if text is None:
+        return None
+    try:
+        return [int(layer) for layer in text.split(',')]
+    except ValueError as error:
+        raise ConfigError(
+            '--layers',
+            text,
+            'it is no list of whole numbers.',
+            'write layers, counted from 0, with commas: 1,3,5.',
+        ) from error
 
 
 @app.command()
@@ -139,6 +167,14 @@ def convert(
         int,
         typer.Option(help='Experts that a token goes to.'),
     ] = 2,
+    layers: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar='LAYER,LAYER...',
+            help='Layers, from 0, that become mixtures of experts: 1,3,5; '
+            'all by default.',
+        ),
+    ] = None,
     recipe: Annotated[
         str,
         typer.Option(help='How experts are made.'),
@@ -188,8 +224,10 @@ def convert(
             dtype=_dtype(dtype),
             like=like,
             overwrite=overwrite,
+            moe_layers=_layers(layers),
         )
-        typer.echo(f'wrote {out}: {experts} experts, top-{top_k}')
+        where = '' if layers is None else f', in layers {layers}'
+        typer.echo(f'wrote {out}: {experts} experts, top-{top_k}{where}')
 
 
 @app.command()
@@ -252,6 +290,49 @@ def verify(
             typer.echo(line)
     if not result.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def flops(
+    yamls: Annotated[
+        list[str],
+        typer.Argument(
+            metavar='YAML...',
+            help='Training YAMLs of LLM Foundry, of one MPT model each.',
+        ),
+    ],
+    budget: Annotated[
+        Optional[float],
+        typer.Option(
+            metavar='FLOPS',
+            help='Also say how many whole steps of each these buy.',
+        ),
+    ] = None,
+) -> None:
+    """Says what training YAMLs cost: parameters, FLOPs, tokens, memory.
+
+    FLOPs are at each YAML's max_seq_len; its run ends with the step that
+    reaches max_duration, and the FLOPs of --budget buy the whole number of
+    steps nearest to them. Several YAMLs are compared with the first. Memory
+    is that of weights, gradients and Lion's momentum, each in float32, over
+    all ranks: FSDP divides it by their number. Left out are activations and
+    copies in lower precision.
+
+    Example: foundry-upcycle flops yamls/cpt_430m.yaml yamls/upcycle_430m.yaml
+    --budget 5e19
+    """
+    with _errors_in_one_line():
+        from foundry_upcycle.planning.budget import read_training_budget
+        from foundry_upcycle.planning.table import budget_lines
+        budgets = {path: read_training_budget(path) for path in yamls}
+        for line in budget_lines(_by_stem(budgets), budget):
+            typer.echo(line)
+
+
+def _by_stem(by_path: dict[str, Any]) -> dict[str, Any]:
+    """The same by the files' names, where these tell them apart."""
+    by_stem = {Path(path).stem: value for path, value in by_path.items()}
+    return by_stem if len(by_stem) == len(by_path) else by_path
 
 
 @gauntlet.command()
@@ -374,3 +455,108 @@ def score(
         typer.echo(report)
         if out is not None:
             typer.echo(f'wrote {out}: report.md, scores.json, scores.png')
+
+
+@study.command()
+def plan(path: _StudyYaml) -> None:
+    """Shows what a study runs and what it costs; writes a YAML for each run.
+
+    Example: foundry-upcycle study plan yamls/study_430m.yaml
+    """
+    with _errors_in_one_line():
+        from foundry_upcycle.study.overview import plan_lines
+        from foundry_upcycle.study.run_yamls import write_yamls
+        grid = _grid(path)
+        write_yamls(grid)
+        for line in plan_lines(grid):
+            typer.echo(line)
+        typer.echo(f'wrote {grid.study.folder}/yamls')
+
+
+@study.command('run')
+def run_study(
+    path: _StudyYaml,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            '--dry-run',
+            help='Print the commands that are left instead, for a cluster.',
+        ),
+    ] = False,
+) -> None:
+    """Trains and evaluates what is not yet done; run again, it goes on.
+
+    Each run is a process of its own, `composer train.py` or `composer
+    eval.py`, in this folder. Ends with 1 if any failed.
+
+    Example: foundry-upcycle study run yamls/study_430m.yaml
+    """
+    with _errors_in_one_line():
+        from foundry_upcycle.study import runner
+        grid = _grid(path)
+        if dry_run:
+            for line in runner.dry_run(grid):
+                typer.echo(line)
+            return
+        # As Ctrl-C does: leave through the `finally` that ends processes.
+        signal.signal(
+            signal.SIGTERM,
+            lambda *_: sys.exit(128 + signal.SIGTERM),
+        )
+        is_complete = runner.StudyRunner(grid, typer.echo).run()
+    if not is_complete:
+        raise typer.Exit(1)
+
+
+@study.command()
+def status(path: _StudyYaml) -> None:
+    """Says which runs of a study are done, and which are left.
+
+    Example: foundry-upcycle study status yamls/study_430m.yaml
+    """
+    with _errors_in_one_line():
+        from foundry_upcycle.study.overview import status_lines
+        for line in status_lines(_grid(path)):
+            typer.echo(line)
+
+
+@study.command()
+def report(
+    path: _StudyYaml,
+    out: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar='FOLDER',
+            help="Where to write; by default `report` in the study's folder.",
+        ),
+    ] = None,
+    serving: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar='FILE',
+            help='JSON of serving results, to plot quality against cost.',
+        ),
+    ] = None,
+) -> None:
+    """Writes what a study has found: report.md, report.html and figures.
+
+    Example: foundry-upcycle study report yamls/study_430m.yaml
+    """
+    with _errors_in_one_line():
+        from foundry_upcycle.study.measured import read_study_results
+        from foundry_upcycle.study.report import write_report
+        from foundry_upcycle.study.run_yamls import require_unchanged
+        grid = _grid(path)
+        require_unchanged(grid)
+        written = write_report(
+            read_study_results(grid),
+            grid.study.folder / 'report' if out is None else Path(out),
+            None if serving is None else Path(serving),
+        )
+        typer.echo(f'wrote {written}')
+
+
+def _grid(path: str) -> Any:
+    from foundry_upcycle.study.config import read_study
+    from foundry_upcycle.study.grid import plan_grid
+    return plan_grid(read_study(path))

@@ -1,14 +1,54 @@
 """What a user may set, validated; imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Mapping
+from typing import Any, Literal, Mapping, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['FileFormat', 'UpcyclingConfig']
+__all__ = ['FileFormat', 'UpcyclingConfig', 'partial_moe_layers']
 
 # What an offline conversion writes.
 FileFormat = Literal['pt', 'dcp', 'safetensors']
+
+
+def partial_moe_layers(
+    layers: Any,
+    n_layers: int,
+) -> Optional[tuple[int, ...]]:
+    """The blocks that are mixtures of experts, where not all of them are.
+
+    Args:
+        layers: ``model.ffn_config.moe_layers``: indices of blocks, from 0;
+            None for all.
+        n_layers: Number of blocks.
+
+    Returns:
+        The indices in ascending order; None where all blocks are mixtures.
+
+    Raises:
+        ConfigError: They are not different indices of blocks, or none.
+    """
+    if layers is None:
+        return None
+    # A ListConfig is a sequence as well.
+    is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
+    if not is_list or not all(type(layer) is int for layer in layers):
+        problem = 'it is no list of whole numbers.'
+    elif not layers:
+        problem = 'no block would be a mixture of experts.'
+    elif len(set(layers)) != len(layers):
+        problem = 'a block is named twice.'
+    elif not (0 <= min(layers) and max(layers) < n_layers):
+        problem = f'the model has blocks 0 to {n_layers - 1}.'
+    else:
+        return None if len(layers) == n_layers else tuple(sorted(layers))
+    raise ConfigError(
+        'model.ffn_config.moe_layers',
+        layers,
+        problem,
+        'list the blocks that are to be mixtures, counted from 0, such as '
+        '[1, 3, 5]; null for all.',
+    )
 
 
 @dataclass(frozen=True)

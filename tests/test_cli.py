@@ -16,7 +16,8 @@ from foundry_upcycle.cli import app
 from foundry_upcycle.gauntlet.gauntlets import FOLDER
 from foundry_upcycle.gauntlet.tasks import read_tasks
 
-COMMANDS = ('inspect', 'import-hf', 'convert', 'export-hf', 'verify')
+COMMANDS = ('inspect', 'import-hf', 'convert', 'export-hf', 'verify', 'flops')
+YAMLS = Path(__file__).parent.parent / 'yamls'
 OF_GAUNTLET = ('prepare', 'score')
 
 
@@ -67,6 +68,17 @@ def test_from_hugging_face_and_back(tmp_path):
     assert 'seed=3' in text
 
 
+def test_some_layers(tmp_path):
+    source = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+    out = tmp_path / 'moe.pt'
+    text, _ = run('convert', source, out, '--layers', '0,2')
+    assert text == f'wrote {out}: 8 experts, top-2, in layers 0,2\n'
+    text, _ = run('inspect', out)
+    assert 'mixture of experts: 8 experts, top-2, in 2 of 3 layers' in text
+    assert 'moe_layers=[0, 2]' in text
+    run('verify', source, out)
+
+
 def test_every_error_is_one_line(tmp_path):
     _, error = run('inspect', tmp_path / 'absent', code=1)
     assert error.startswith(f'error: {tmp_path}/absent: there is no such')
@@ -78,6 +90,8 @@ def test_every_error_is_one_line(tmp_path):
     [
         (('--experts', 0), 'moe_num_experts=0'),
         (('--top-k', 9), 'moe_top_k=9'),
+        (('--layers', '1,3'), 'moe_layers=[1, 3]: the model has blocks 0 to 2'),
+        (('--layers', '1-2'), "--layers='1-2': it is no list of whole numbers"),
         (('--recipe', 'clone'), "recipe.name='clone'"),
         (('--router-init-std', 0), 'router_init_std=0'),
     ],
@@ -112,6 +126,41 @@ def test_overwrite(tmp_path):
     assert out.read_text() == 'mine'
     run('convert', source, out, '--overwrite')
     run('verify', source, out)
+
+
+def test_what_training_costs():
+    yamls = [YAMLS / f'{name}_430m.yaml' for name in ('cpt', 'upcycle')]
+    text, _ = run('flops', *yamls, '--budget', '5e19')
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[3][:3] == ['upcycle_430m', '1,647,539,200', '506,688,512']
+    assert rows[3][-1] == '1.334'
+    # 5e19 / (4,147,427,328 * 4,194,304) = 2874.3 steps.
+    assert rows[8][4:6] == ['1.205e+10', '2,874']
+    assert max(map(len, text.splitlines())) <= 100
+    text, _ = run('flops', yamls[0])
+    assert '1.334' not in text and '5e+19' not in text
+
+
+def test_yamls_of_one_name_are_told_apart(tmp_path):
+    other = tmp_path / 'cpt_430m.yaml'
+    other.write_text((YAMLS / 'cpt_430m.yaml').read_text())
+    text, _ = run('flops', YAMLS / 'cpt_430m.yaml', other)
+    assert text.count(str(other)) == 2
+
+
+@pytest.mark.parametrize(
+    'arguments,message',
+    [
+        (('absent.yaml', ), "error: YAML='absent.yaml': there is no such file"),
+        (
+            (YAMLS / 'cpt_1b.yaml', '--budget', 0),
+            'error: budget_flops=0.0: it is no positive number of FLOPs',
+        ),
+    ],
+)
+def test_what_has_no_cost(arguments, message):
+    _, error = run('flops', *arguments, code=1)
+    assert error.startswith(message) and error.count('\n') == 1
 
 
 def test_gauntlet_data_are_prepared(tmp_path):

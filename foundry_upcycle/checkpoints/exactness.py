@@ -51,6 +51,7 @@ _MODEL_SETTINGS = (
     'vocab_size',
     'ffn_config.ffn_type',
     'ffn_config.ffn_hidden_size',
+    'ffn_config.moe_layers',
     'ffn_config.moe_num_experts',
     'ffn_config.moe_normalize_expert_weights',
     'no_bias',

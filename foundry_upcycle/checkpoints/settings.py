@@ -2,12 +2,13 @@
 
 import math
 from inspect import signature
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional
 
 from llmfoundry.models.layers.ffn import resolve_ffn_hidden_size
 from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 
 from foundry_upcycle.checkpoints.base import Checkpoint, flatten, nest
+from foundry_upcycle.config import partial_moe_layers
 from foundry_upcycle.errors import CheckpointError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 from foundry_upcycle.models.upcycled_mpt import MOE_FFN_TYPES
@@ -25,10 +26,14 @@ def complete(mpt_config: Mapping[str, Any]) -> dict[str, Any]:
     lacks what has come since), and different spellings of the same function
     become one: ``low_precision_rmsnorm`` and ``rmsnorm``, multi-head attention
     and grouped queries with all heads, no softmax scale and the default one,
-    the three mixtures of experts.
+    the three mixtures of experts, ``moe_layers`` that lists all blocks and
+    none.
 
     Args:
         mpt_config: Nested settings.
+
+    Raises:
+        ConfigError: ``ffn_config.moe_layers`` can't be used.
     """
     given = flatten(mpt_config)
     mpt = {**flatten(MPTConfig().to_dict()), **given}
@@ -121,6 +126,7 @@ def _ffn(mpt: Mapping[str, Any]) -> dict[str, Any]:
     if ffn_type == 'upcycled_dmoe':
         parameters = signature(build_upcycled_dmoe).parameters.values()
         defaults = {f'ffn_config.{p.name}': p.default for p in parameters}
+        ffn['ffn_config.moe_layers'] = _moe_layers(mpt)
         return {**defaults, **_section(mpt), **ffn}
     if ffn_type in MOE_FFN_TYPES:
         ffn['ffn_config.ffn_type'] = 'upcycled_dmoe'
@@ -129,6 +135,12 @@ def _ffn(mpt: Mapping[str, Any]) -> dict[str, Any]:
 
 def _section(mpt: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in mpt.items() if k.startswith('ffn_config.')}
+
+
+def _moe_layers(mpt: Mapping[str, Any]) -> Optional[list[int]]:
+    layers = mpt.get('ffn_config.moe_layers')
+    partial = partial_moe_layers(layers, mpt['n_layers'])
+    return None if partial is None else [*partial]
 
 
 def _activation(mpt: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Dense checkpoint in, mixture of experts out, offline."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import torch
 
@@ -18,7 +18,11 @@ from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.sharded import write_sharded
-from foundry_upcycle.config import FileFormat, UpcyclingConfig
+from foundry_upcycle.config import (
+    FileFormat,
+    UpcyclingConfig,
+    partial_moe_layers,
+)
 from foundry_upcycle.conversion.export_hf import huggingface_writer
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import Writer, n_bytes, save
@@ -37,6 +41,7 @@ def convert(
     dtype: Optional[torch.dtype] = None,
     like: Optional[str] = None,
     overwrite: bool = False,
+    moe_layers: Optional[Sequence[int]] = None,
 ) -> None:
     """Upcycles ``config.source_path`` into a checkpoint of its own.
 
@@ -53,6 +58,7 @@ def convert(
         dtype: Of all that is written; None keeps that of the source.
         like: See ``export_hf``; for a Hugging Face folder only.
         overwrite: Whether ``out`` may exist.
+        moe_layers: Blocks that become mixtures, from 0; None: all of them.
 
     Raises:
         CheckpointError: The source can't be upcycled, or ``out`` not be
@@ -61,11 +67,19 @@ def convert(
             hold the model.
     """
     dense = open_checkpoint(config.source_path)
-    mixture = as_mixture(dense, config, moe_num_experts, moe_top_k, dtype)
+    mixture = as_mixture(
+        dense,
+        config,
+        moe_num_experts,
+        moe_top_k,
+        dtype,
+        moe_layers,
+    )
     settings = {
         'recipe': dict(config.recipe),
         'moe_num_experts': moe_num_experts,
         'moe_top_k': moe_top_k,
+        'moe_layers': moe_layers and [*moe_layers],
         'router_init_std': config.router_init_std,
         'seed': config.seed,
         'format': file_format,
@@ -110,30 +124,41 @@ def as_mixture(
     moe_num_experts: int,
     moe_top_k: int,
     dtype: Optional[torch.dtype] = None,
+    moe_layers: Optional[Sequence[int]] = None,
 ) -> UpcycledCheckpoint:
     """``dense`` seen as a mixture of experts, with its config.
 
     Raises:
         CheckpointError: ``dense`` carries no config, or can't be upcycled.
-        ConfigError: E or K can't be used.
+        ConfigError: E, K or ``moe_layers`` can't be used.
     """
-    require_mpt(dense)
+    n_layers = require_mpt(dense)['n_layers']
     refuse_mixture(dense)
     mlp_type = dense_mlp_type(dense.tensors)
+    layers = partial_moe_layers(moe_layers, n_layers)
+    model_config = _model_config(dense, mlp_type, moe_num_experts, moe_top_k)
+    if layers is not None:
+        model_config['ffn_config.moe_layers'] = [*layers]
     return UpcycledCheckpoint(
         dense,
-        _shapes(dense, mlp_type, moe_num_experts),
+        _shapes(dense, mlp_type, moe_num_experts, layers),
         config,
-        _model_config(dense, mlp_type, moe_num_experts, moe_top_k),
+        model_config,
         dtype,
     )
 
 
-def _shapes(dense: Checkpoint, mlp_type: str, E: int) -> dict[str, Any]:
+def _shapes(
+    dense: Checkpoint,
+    mlp_type: str,
+    E: int,
+    layers: Optional[Sequence[int]],
+) -> dict[str, Any]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (shape, _) in dense.tensors.items():
         expert = expert_name(name, mlp_type)
-        if expert is None:
+        is_kept = layers is not None and expert and expert.layer not in layers
+        if expert is None or is_kept:
             shapes[name] = shape
             continue
         F, D = reversed(shape) if expert.is_transposed(mlp_type) else shape

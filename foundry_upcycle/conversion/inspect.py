@@ -63,9 +63,11 @@ def _model(checkpoint: Checkpoint) -> str:
     if not routers:
         return 'dense'
     top_k = checkpoint.model_config.get('ffn_config.moe_top_k', '?')
+    n_layers = checkpoint.model_config.get('n_layers', len(routers))
+    of_all = f' of {n_layers}' if n_layers != len(routers) else ''
     return (
         f'mixture of experts: {routers[0][0]} experts, top-{top_k}, in '
-        f'{len(routers)} layers'
+        f'{len(routers)}{of_all} layers'
     )
 
 

@@ -8,6 +8,7 @@ from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
 from llmfoundry.models.utils import init_empty_weights
 
 from foundry_upcycle.checkpoints.base import Checkpoint, nest
+from foundry_upcycle.models.upcycled_mpt import UpcycledMPTForCausalLM
 
 __all__ = ['streamed_logits']
 
@@ -30,7 +31,8 @@ def streamed_logits(
         Logits (B, T, V) in float32.
     """
     with init_empty_weights():
-        model = MPTForCausalLM(_cpu_config(checkpoint.model_config)).eval()
+        config = _cpu_config(checkpoint.model_config)
+        model = UpcycledMPTForCausalLM(config).eval()
     for name, module in _units(model):
         unload = _load_when_it_runs(module, name, checkpoint, stored_as)
         # A tied embedding is needed again at the end.

@@ -215,7 +215,9 @@ def _dtypes(source: Checkpoint, target: Checkpoint) -> dict[str, torch.dtype]:
     dtypes = {}
     for name in source.tensors:
         expert = expert_name(name, mlp_type)
-        dtypes[name] = target.tensors[expert.name if expert else name].dtype
+        # A layer may have stayed dense.
+        stack = target.tensors.get(expert.name) if expert else None
+        dtypes[name] = (stack or target.tensors[name]).dtype
     return dtypes
 
 

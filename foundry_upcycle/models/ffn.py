@@ -1,6 +1,6 @@
 """The feed-forward layer ``upcycled_dmoe``: a dropless mixture of experts."""
 
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, Sequence, Union
 
 import torch
 from llmfoundry.models.layers.ffn import (
@@ -123,6 +123,7 @@ def build_upcycled_dmoe(
     moe_loss_weight: float = 0.01,
     moe_zloss_weight: float = 0.0,
     backend: str = 'auto',
+    moe_layers: Optional[Sequence[int]] = None,
     fc_type: Optional[dict[str, Any]] = None,
     **unknown: Any,
 ) -> UpcycledDMoE:
@@ -146,6 +147,8 @@ def build_upcycled_dmoe(
         moe_zloss_weight: Coefficient of the router z-loss, likewise.
         backend: ``grouped``, ``loop`` (the reference) or ``auto``, which is
             ``grouped``.
+        moe_layers: Indices of the blocks that are mixtures, for
+            ``upcycled_mpt`` to read; a layer does not know its own.
         fc_type: Foundry passes it to every FFN; the experts are plain
             matrices whatever it says.
         unknown: Refused.
@@ -161,6 +164,13 @@ def build_upcycled_dmoe(
             value,
             'upcycled_dmoe has no such setting.',
             'remove it, or see build_upcycled_dmoe for the names.',
+        )
+    if moe_layers is not None:
+        raise ConfigError(
+            'model.ffn_config.moe_layers',
+            moe_layers,
+            'every block of this model would be a mixture of experts.',
+            'set model.name: upcycled_mpt (or moe_layers: null).',
         )
     refuse_biases(bias)
     _check('mlp_type', mlp_type, mlp_type in MLP_TYPES, f'{set(MLP_TYPES)}')

@@ -4,19 +4,23 @@ import copy
 import inspect
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Iterator, Mapping, MutableMapping, Union
+from typing import Any, Iterator, Mapping, MutableMapping, Optional, Union
 
 import torch
 from llmfoundry.layers_registry import ffns_with_megablocks
+from llmfoundry.models.layers.layer_builders import build_ffn
 from llmfoundry.models.mpt.modeling_mpt import (
     ComposerMPTCausalLM,
     MPTConfig,
     MPTForCausalLM,
+    MPTModel,
     compute_loss_from_logits,
 )
 from llmfoundry.models.utils import init_empty_weights
+from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from foundry_upcycle.config import partial_moe_layers
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.ffn import (
     UpcycledDMoE,
@@ -26,7 +30,12 @@ from foundry_upcycle.models.ffn import (
 from foundry_upcycle.models.losses import load_balancing_loss, router_z_loss
 from foundry_upcycle.models.router import RouterOutput
 
-__all__ = ['MOE_FFN_TYPES', 'ComposerUpcycledMPT', 'UpcycledMPTForCausalLM']
+__all__ = [
+    'MOE_FFN_TYPES',
+    'ComposerUpcycledMPT',
+    'UpcycledMPTForCausalLM',
+    'UpcycledMPTModel',
+]
 
 MOE_FFN_TYPES = ('upcycled_dmoe', 'torch_dmoe', 'mb_dmoe')
 
@@ -36,7 +45,20 @@ def to_stock_config(config: MPTConfig) -> MPTConfig:
 
     Stock Foundry computes the same function from the same parameters with it.
     What only training uses (the auxiliary losses) is dropped.
+
+    Raises:
+        ConfigError: Only some blocks are mixtures: in stock Foundry all are.
     """
+    layers = _partial_layers(config)
+    if layers is not None:
+        raise ConfigError(
+            'model.ffn_config.moe_layers',
+            [*layers],
+            'LLM Foundry without this plugin, for which Hugging Face folders '
+            'are saved, has experts in all blocks or in none.',
+            'remove hf_checkpointer, and keep this model in Composer '
+            'checkpoints; or set moe_layers: null.',
+        )
     config = copy.deepcopy(config)
     parameters = inspect.signature(build_upcycled_dmoe).parameters.values()
     ffn = {p.name: p.default for p in parameters} | config.ffn_config
@@ -61,13 +83,69 @@ def to_stock_config(config: MPTConfig) -> MPTConfig:
     return config
 
 
+def _partial_layers(config: MPTConfig) -> Optional[tuple[int, ...]]:
+    layers = config.ffn_config.get('moe_layers')
+    return partial_moe_layers(layers, config.n_layers)
+
+
+class UpcycledMPTModel(MPTModel):
+    """Stock MPT of which only some blocks may be mixtures of experts."""
+
+    def construct_blocks(self, config: MPTConfig) -> nn.ModuleList:
+        """All blocks; those that ``moe_layers`` leaves out are dense.
+
+        Sparse Upcycling (arXiv 2212.05055) makes half of the blocks mixtures.
+        """
+        layers = _partial_layers(config)
+        config = copy.deepcopy(config)
+        ffn = config.ffn_config
+        ffn.pop('moe_layers', None)
+        if layers is None:
+            return super().construct_blocks(config)
+        kept = ('ffn_hidden_size', 'ffn_act_fn')
+        config.ffn_config = {
+            'ffn_type': f"mpt{ffn.get('mlp_type', 'glu')}",
+            **{
+                key: ffn[key]
+                for key in kept if key in ffn
+            },
+        }
+        # Before the blocks, whose errors would be of the dense type.
+        mixtures = {
+            layer:
+            build_ffn(
+                name=ffn['ffn_type'],
+                d_model=config.d_model,
+                expansion_ratio=config.expansion_ratio,
+                device=config.init_device,
+                bias=not config.no_bias,
+                ffn_kwargs=ffn,
+            )
+            for layer in layers
+        }
+        blocks = super().construct_blocks(config)
+        for layer, mixture in mixtures.items():
+            blocks[layer].ffn = mixture
+        return blocks
+
+
 class UpcycledMPTForCausalLM(MPTForCausalLM):
-    """Stock MPT that saves itself so that stock Foundry can load it."""
+    """MPT whose blocks, or some of them, are mixtures of experts.
+
+    It saves itself so that stock Foundry can load it.
+    """
+
+    @property
+    def backbone_model_class(self) -> type[MPTModel]:
+        return UpcycledMPTModel
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Saves a Hugging Face folder that needs no plugin to load.
 
         Foundry's ``hf_checkpointer`` ends here.
+
+        Raises:
+            ConfigError: Only some blocks are mixtures.
         """
         if self.config.ffn_config['ffn_type'] != 'upcycled_dmoe':
             super().save_pretrained(save_directory, **kwargs)
@@ -80,19 +158,22 @@ class UpcycledMPTForCausalLM(MPTForCausalLM):
 
 
 class ComposerUpcycledMPT(ComposerMPTCausalLM):
-    """Foundry's MPT Composer model with a mixture of experts in each block.
+    """Foundry's MPT Composer model with mixtures of experts in its blocks.
 
     Takes the arguments of ``mpt_causal_lm``. ``ffn_config.ffn_type`` is
     ``upcycled_dmoe``, or, for the same parameters computed by others,
     ``mb_dmoe`` (MegaBlocks) or ``torch_dmoe`` (Foundry; no auxiliary loss).
+    With ``upcycled_dmoe``, ``ffn_config.moe_layers`` may list the blocks
+    (from 0) that are mixtures; the others keep a dense ``mptglu`` or
+    ``mptmlp`` of the same hidden size and activation, under MPT's names.
 
     ``loss`` returns a dict: ``total`` (what is minimised), ``loss`` (cross
     entropy), ``lbl`` (load-balancing loss, already weighted) and, where its
     weight is not 0, ``zloss``.
 
     Raises:
-        ConfigError: ``ffn_type`` is none of the above, or ``no_bias`` is not
-            set: experts hold no biases.
+        ConfigError: ``ffn_type`` is none of the above, ``moe_layers`` can't be
+            used, or ``no_bias`` is not set: experts hold no biases.
     """
 
     def __init__(self, **kwargs: Any):
@@ -187,7 +268,10 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
             for name, p in self.named_parameters()
             if '.ffn.experts.' in name
         )
-        router = self.model.transformer.blocks[0].ffn.router
+        router: Any = next(
+            module for name, module in self.named_modules()
+            if name.endswith('.ffn.router')
+        )
         E, K = router.moe_num_experts, router.moe_top_k
         return n_params - n_expert_params * (E - K) // E
 
@@ -198,7 +282,8 @@ def _mark_weights_loaded(module: ComposerUpcycledMPT, keys: Any) -> None:
 
 
 def _check_model_config(config: Mapping[str, Any]) -> None:
-    ffn_type = (config.get('ffn_config') or {}).get('ffn_type', 'mptmlp')
+    ffn = config.get('ffn_config') or {}
+    ffn_type = ffn.get('ffn_type', 'mptmlp')
     if ffn_type not in MOE_FFN_TYPES:
         raise ConfigError(
             'model.ffn_config.ffn_type',
@@ -214,6 +299,13 @@ def _check_model_config(config: Mapping[str, Any]) -> None:
             'MegaBlocks is not installed.',
             "pip install 'foundry_upcycle[megablocks]' (it needs CUDA), or "
             'use upcycled_dmoe.',
+        )
+    if ffn_type != 'upcycled_dmoe' and 'moe_layers' in ffn:
+        raise ConfigError(
+            'model.ffn_config.moe_layers',
+            ffn['moe_layers'],
+            f'{ffn_type} is a mixture of experts in every block.',
+            'set ffn_type: upcycled_dmoe, or remove moe_layers.',
         )
     refuse_biases(bias=not config.get('no_bias', False))
 

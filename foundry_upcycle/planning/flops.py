@@ -9,6 +9,7 @@ Dimension legend: D d_model, F ffn hidden size, E experts, K experts a token.
 from dataclasses import dataclass
 from typing import Any, Mapping
 
+from foundry_upcycle.config import partial_moe_layers
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['ModelShape']
@@ -43,20 +44,22 @@ class ModelShape:
     Args:
         d_model: Width D of the residual stream.
         n_layers: Number of blocks.
+        n_moe_layers: How many of them are mixtures of experts.
         vocab_size: Rows of the token embedding, padding included.
         tie_word_embeddings: Whether input and output embedding are one matrix.
         n_position_params: Parameters of a learned position embedding, else 0.
         n_norm_params: Parameters of one norm.
         n_attn_params: Parameters of one attention layer, biases included.
         n_expert_params: Parameters of one expert; of the whole feed-forward
-            layer in a dense model.
+            layer where it is dense.
         n_router_params: Parameters of one router, 0 in a dense model.
-        n_experts: Experts E in a layer, 1 in a dense model.
-        top_k: Experts K a token visits, 1 in a dense model.
+        n_experts: Experts E in a mixture, 1 in a dense model.
+        top_k: Experts K a token visits there, 1 in a dense model.
     """
 
     d_model: int
     n_layers: int
+    n_moe_layers: int
     vocab_size: int
     tie_word_embeddings: bool
     n_position_params: int
@@ -89,7 +92,7 @@ class ModelShape:
         learned_pos_emb = model.get('learned_pos_emb', True)
         return cls(
             d_model=d_model,
-            n_layers=model.get('n_layers', 24),
+            n_layers=_n_layers(model),
             vocab_size=model.get('vocab_size', 50368),
             tie_word_embeddings=model.get('tie_word_embeddings', True),
             n_position_params=model.get('max_seq_len', 2048) *
@@ -150,13 +153,21 @@ class ModelShape:
         return self.vocab_size * self.d_model
 
     def _n_params(self, experts: int) -> int:
-        ffn = experts * self.n_expert_params + self.n_router_params
-        block = self.n_attn_params + ffn + 2 * self.n_norm_params
+        block = (
+            self.n_attn_params + self.n_expert_params + 2 * self.n_norm_params
+        )
+        # What a mixture has more than a dense block.
+        more = (experts - 1) * self.n_expert_params + self.n_router_params
         embeddings = 1 if self.tie_word_embeddings else 2
         return (
             embeddings * self._n_embedding_params + self.n_position_params +
-            self.n_layers * block + self.n_norm_params
+            self.n_layers * block + self.n_moe_layers * more +
+            self.n_norm_params
         )
+
+
+def _n_layers(model: Mapping[str, Any]) -> int:
+    return model.get('n_layers', 24)
 
 
 def _refuse_uncounted(
@@ -242,7 +253,10 @@ def _ffn_sizes(
     if hidden is None:
         hidden = int(d_model * model.get('expansion_ratio', 4))
     if ffn_type in _MOE_DEFAULTS:
-        return _moe_sizes(ffn, ffn_type, d_model, hidden, no_bias)
+        return {
+            'n_moe_layers': _n_moe_layers(model, ffn, ffn_type),
+            **_moe_sizes(ffn, ffn_type, d_model, hidden, no_bias),
+        }
     mlp_type = _lookup(
         _DENSE_FFN_TYPES,
         'model.ffn_config.ffn_type',
@@ -252,11 +266,29 @@ def _ffn_sizes(
     # One bias of size D, on the way down, and one of size F for each way up.
     biases = 0 if no_bias else d_model + (n_matrices - 1) * hidden
     return {
+        'n_moe_layers': 0,
         'n_expert_params': n_matrices * d_model * hidden + biases,
         'n_router_params': 0,
         'n_experts': 1,
         'top_k': 1,
     }
+
+
+def _n_moe_layers(
+    model: Mapping[str, Any],
+    ffn: Mapping[str, Any],
+    ffn_type: str,
+) -> int:
+    n_layers, given = _n_layers(model), ffn.get('moe_layers')
+    if given is not None and ffn_type != 'upcycled_dmoe':
+        raise ConfigError(
+            'model.ffn_config.moe_layers',
+            given,
+            f'{ffn_type} is a mixture of experts in every block.',
+            'set ffn_type: upcycled_dmoe, or remove moe_layers.',
+        )
+    layers = partial_moe_layers(given, n_layers)
+    return n_layers if layers is None else len(layers)
 
 
 def _moe_sizes(
@@ -273,9 +305,14 @@ def _moe_sizes(
             f'{ffn_type} with biases is not counted here.',
             'set it to true, as upcycled_mpt requires.',
         )
-    ffn = {**_MOE_DEFAULTS[ffn_type], **ffn}
-    for key in ('mlp_type', 'moe_num_experts', 'moe_top_k'):
-        if ffn.get(key) is None:
+    keys = ('mlp_type', 'moe_num_experts', 'moe_top_k')
+    defaults = _MOE_DEFAULTS[ffn_type]
+    sizes: dict[str, Any] = {
+        key: ffn.get(key, defaults.get(key))
+        for key in keys
+    }
+    for key, size in sizes.items():
+        if size is None:
             raise ConfigError(
                 f'model.ffn_config.{key}',
                 None,
@@ -285,12 +322,12 @@ def _moe_sizes(
     n_matrices = _lookup(
         _N_MATRICES,
         'model.ffn_config.mlp_type',
-        ffn['mlp_type'],
+        sizes['mlp_type'],
     )
-    n_experts = ffn['moe_num_experts']
+    n_experts = sizes['moe_num_experts']
     return {
         'n_expert_params': n_matrices * d_model * hidden,
         'n_router_params': n_experts * d_model,
         'n_experts': n_experts,
-        'top_k': ffn['moe_top_k'],
+        'top_k': sizes['moe_top_k'],
     }

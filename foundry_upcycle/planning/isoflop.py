@@ -4,6 +4,7 @@ The study matches runs by FLOPs, not by tokens: a mixture of experts costs more
 a token than its dense parent, so it gets fewer steps.
 """
 
+import math
 from typing import NamedTuple
 
 from foundry_upcycle.errors import ConfigError
@@ -41,8 +42,16 @@ def steps_for_budget(
         tokens_per_batch: Tokens of one optimizer step, over all ranks.
 
     Raises:
-        ConfigError: The budget is nearer to zero steps than to one.
+        ConfigError: The budget is no positive number, or nearer to zero steps
+            than to one.
     """
+    if not 0 < budget_flops < math.inf:  # NaN is not, either.
+        raise ConfigError(
+            'budget_flops',
+            budget_flops,
+            'it is no positive number of FLOPs.',
+            'set it to the FLOPs to spend, such as 1e20.',
+        )
     flops_per_step = flops_per_token * tokens_per_batch
     n_steps = round(budget_flops / flops_per_step)
     if n_steps < 1:

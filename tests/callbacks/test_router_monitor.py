@@ -73,6 +73,17 @@ def test_metrics_are_those_of_the_batch():
     assert math.isclose(value(log, 'router/mean/entropy'), sum(of_layers) / 3)
 
 
+def test_layers_without_experts_are_left_out():
+    model = tiny.build_moe({'moe_layers': [0, 2]})
+    log = train(model, duration='1ba')
+    layers = {name.split('/')[1] for name in log.data if 'router/' in name}
+    assert layers == {'layer_00', 'layer_02', 'mean'}
+    first, last, mean = (
+        value(log, f'router/{layer}/entropy') for layer in sorted(layers)
+    )
+    assert math.isclose(mean, (first + last) / 2)
+
+
 def test_logs_at_its_interval_and_forgets():
     log = train(tiny.build_moe(), interval='2ba', duration='4ba')
     batches = [t.batch.value for t, _ in log.data['router/mean/entropy']]

@@ -69,6 +69,39 @@ def test_step_0_is_exact_for_every_top_k(tmp_path, K: int, mlp_type: str):
     assert (found - expected).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize('mlp_type', ['glu', 'mlp'])
+@pytest.mark.parametrize('moe_layers', [[1], [2, 0]])
+def test_step_0_is_exact_where_some_layers_stay_dense(
+    tmp_path,
+    moe_layers: list[int],
+    mlp_type: str,
+):
+    act = {'name': 'silu'}
+    dense = tiny.build_dense(
+        ffn_config={
+            'ffn_type': f'mpt{mlp_type}',
+            'ffn_hidden_size': tiny.HIDDEN,
+            'ffn_act_fn': act,
+        },
+    )
+    ffn = {'moe_layers': moe_layers, 'mlp_type': mlp_type, 'ffn_act_fn': act}
+    trainer = make_trainer(
+        tiny.save_dense(dense, tmp_path / 'dense.pt'),
+        moe=tiny.build_moe(ffn),
+    )
+    batch = tiny.make_batch()
+    with torch.no_grad():
+        expected = dense.eval()(batch).logits
+        found = trainer.state.model.eval()(batch).logits
+    assert (found - expected).abs().max() <= 1e-5
+    filled = tiny.full_state(trainer.state.model)
+    for name, tensor in dense.state_dict().items():
+        layer = name.split('.')[3] if '.ffn.' in name else None
+        if layer is None or int(layer) not in moe_layers:
+            assert torch.equal(filled[name], tensor), name
+    trainer.fit(duration='1ba')
+
+
 def test_torch_dmoe_is_filled_as_well(source: str):
     ffn = {
         'ffn_type': 'torch_dmoe',

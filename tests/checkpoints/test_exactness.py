@@ -5,7 +5,10 @@ import pytest
 import tiny
 
 from foundry_upcycle.checkpoints.base import Checkpoint, flatten
-from foundry_upcycle.checkpoints.exactness import check_same_function
+from foundry_upcycle.checkpoints.exactness import (
+    check_same_function,
+    check_same_model,
+)
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.errors import ConfigError
 
@@ -108,6 +111,25 @@ def test_megablocks_has_another_default_activation(dense, moe):
     moe['ffn_config'] = {'ffn_type': 'mb_dmoe'}
     with pytest.raises(ConfigError, match="'tanh'}: .*'none'}"):
         check_same_function(FakeReader(dense), moe)
+
+
+def test_which_layers_are_experts_does_not_change_the_dense_function(dense):
+    moe = tiny.build_moe({'moe_layers': [1]}).config.to_dict()
+    check_same_function(FakeReader(dense), moe)
+
+
+def test_which_layers_are_experts_is_of_the_model(moe):
+    partial = tiny.build_moe({'moe_layers': [2, 0]}).config.to_dict()
+    same, all_layers = copy.deepcopy(partial), copy.deepcopy(moe)
+    same['ffn_config']['moe_layers'] = [0, 2]
+    all_layers['ffn_config']['moe_layers'] = [0, 1, 2]
+    check_same_model(FakeReader(partial), same, 'model')
+    check_same_model(FakeReader(moe), all_layers, 'model')
+    with pytest.raises(
+            ConfigError,
+            match=r'moe_layers=None: dense.pt was trained with \[0, 2\]',
+    ):
+        check_same_model(FakeReader(partial), moe, 'model')
 
 
 def test_composer_checkpoints_carry_the_config(tmp_path):

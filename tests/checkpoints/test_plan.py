@@ -50,6 +50,19 @@ def test_plan_is_total(tied: bool):
     assert sum(isinstance(i, RouterTensor) for i in plan) == 3
 
 
+def test_plan_is_total_where_some_layers_stay_dense():
+    dense = dense_state()
+    targets = shapes(tiny.build_moe({'moe_layers': [1]}))
+    plan = make_plan(FakeReader(dense), targets)
+    assert [item.target for item in plan] == list(targets)
+    carried = [i.target for i in plan if isinstance(i, CarriedTensor)]
+    experts = [i for i in plan if isinstance(i, ExpertTensor)]
+    assert sorted(carried + [i.source for i in experts]) == sorted(dense)
+    assert 'model.transformer.blocks.0.ffn.gate_proj.weight' in carried
+    assert {i.layer for i in experts} == {1} and len(experts) == 3
+    assert [i.layer for i in plan if isinstance(i, RouterTensor)] == [1]
+
+
 def test_mlp_experts_come_from_an_mlp():
     ffn = {'ffn_type': 'mptmlp', 'ffn_hidden_size': tiny.HIDDEN}
     dense = dense_state(ffn_config=ffn)

@@ -32,12 +32,12 @@ def read_all(path) -> dict[str, torch.Tensor]:
     }
 
 
-def mixture_of_a_run(source: str) -> dict[str, torch.Tensor]:
+def mixture_of_a_run(source: str, ffn=None) -> dict[str, torch.Tensor]:
     """What the callback makes of a dense checkpoint."""
     # Imported here: a run, and its trainer, are not what these tests are of.
     from llmfoundry.utils.builders import build_callback
     callback = build_callback('sparse_upcycling', {'source_path': source})
-    trainer = tiny.make_trainer(tiny.build_moe(), callbacks=[callback])
+    trainer = tiny.make_trainer(tiny.build_moe(ffn), callbacks=[callback])
     return tiny.full_state(trainer.state.model)
 
 
@@ -51,11 +51,43 @@ def test_equals_what_a_run_starts_from(source, tmp_path, file_format):
         assert torch.equal(found[name], tensor), name
 
 
-def test_a_run_loads_it_and_starts_from_the_dense_model(source, tmp_path):
+@pytest.mark.parametrize('file_format', ['pt', 'dcp'])
+def test_some_layers_equal_what_a_run_starts_from(
+    source,
+    tmp_path,
+    file_format,
+):
+    out = tmp_path / 'moe'
+    convert(UpcyclingConfig(source), str(out), file_format, moe_layers=[2, 0])
+    ffn = {'moe_layers': [0, 2]}
+    found, expected = read_all(out), mixture_of_a_run(source, ffn)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    config = nest(open_checkpoint(str(out)).model_config)
+    assert config['ffn_config']['moe_layers'] == [0, 2]
+
+
+def test_a_hugging_face_folder_holds_experts_in_all_layers(tmp_path):
+    source, out = str(tmp_path / 'llama'), str(tmp_path / 'out')
+    tiny_hf.save_llama(source)
+    with pytest.raises(
+            ConfigError,
+            match=r'moe_layers=\[1\]: a Hugging Face mixtral can hold only None',
+    ):
+        convert(UpcyclingConfig(source), out, 'safetensors', moe_layers=[1])
+
+
+@pytest.mark.parametrize('moe_layers', [None, [1]])
+def test_a_run_loads_it_and_starts_from_the_dense_model(
+    source,
+    tmp_path,
+    moe_layers,
+):
     out = tmp_path / 'moe.pt'
-    convert(UpcyclingConfig(source), str(out), 'pt')
+    convert(UpcyclingConfig(source), str(out), 'pt', moe_layers=moe_layers)
     trainer = tiny.make_trainer(
-        tiny.build_moe(),
+        tiny.build_moe({'moe_layers': moe_layers}),
         load_path=str(out),
         load_weights_only=True,
         duration='1ba',
@@ -189,6 +221,9 @@ def test_a_tokenizer_has_no_place_in_a_composer_file(source, tmp_path):
         ({
             'moe_top_k': 9,
         }, 'moe_top_k=9: .*to moe_num_experts=8'),
+        ({
+            'moe_layers': [3],
+        }, r'moe_layers=\[3\]: the model has blocks 0 to 2'),
     ],
 )
 def test_impossible_mixtures_are_refused(source, tmp_path, settings, message):

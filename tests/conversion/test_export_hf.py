@@ -111,6 +111,29 @@ def test_what_no_architecture_holds_is_refused_by_name(tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize(
+    'attention,architecture',
+    [
+        ({}, 'mixtral'),
+        ({
+            'qk_gn': True,
+            'norm_type': 'rmsnorm',
+        }, 'qwen3_moe'),
+    ],
+)
+def test_layers_that_stay_dense_are_refused(tmp_path, attention, architecture):
+    attention = {**tiny.DENSE['attn_config'], **attention}
+    model = tiny.build_moe({'moe_layers': [1]}, attn_config=attention)
+    source = tiny.save_dense(model, tmp_path / 'moe.pt')
+    with pytest.raises(
+            ConfigError,
+            match=r'model.ffn_config.moe_layers=\[1\]: a Hugging Face '
+            f'{architecture} can hold only None.*keep this model in a Compos',
+    ):
+        export_hf(source, str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
+
+
 def test_a_tokenizer_with_more_tokens_is_refused(moe, tmp_path):
     like = tmp_path / 'like'
     tiny_hf.save_llama(like, vocab_size=256)

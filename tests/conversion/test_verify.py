@@ -42,6 +42,21 @@ def test_a_conversion_passes(dense, moe):
 
 
 @pytest.mark.parametrize('dtype', [None, torch.bfloat16])
+def test_layers_that_stay_dense_pass(dense, tmp_path, dtype):
+    out = str(tmp_path / 'some.pt')
+    config = UpcyclingConfig(dense, seed=5)
+    convert(config, out, 'pt', moe_layers=[1], dtype=dtype)
+    result = verify(dense, out)
+    assert result.passed and result.routers and result.provenance
+    change(out, 'model.transformer.blocks.0.ffn.up_proj.weight', 1.0)
+    result = verify(dense, out)
+    assert not result.passed
+    assert list(result.differing) == [
+        'model.transformer.blocks.0.ffn.up_proj.weight',
+    ]
+
+
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
 def test_an_export_passes_through_its_chain_of_manifests(
     dense,
     moe,

@@ -74,26 +74,35 @@ def assert_equal(first: dict, second: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    'name,source,odd',
+    'name,source,ffn',
     [
-        ('ddp_from_pt', 'dense.pt', False),
-        ('fsdp_from_pt', 'dense.pt', False),
-        ('fsdp_from_sharded', 'dense/ep0-ba1', False),
-        ('fsdp_odd', 'odd/ep0-ba1', True),
-        ('ddp_from_uri', 'dense.pt', False),
-        ('fsdp_from_uri', 'dense/ep0-ba1', False),
-        ('fsdp_from_hf', 'dense.pt', False),
-        ('fsdp_from_hf_uri', 'dense.pt', False),
-        ('fsdp_from_dcp', 'dense.pt', False),
+        ('ddp_from_pt', 'dense.pt', None),
+        ('fsdp_from_pt', 'dense.pt', None),
+        ('fsdp_from_sharded', 'dense/ep0-ba1', None),
+        (
+            'fsdp_odd',
+            'odd/ep0-ba1',
+            {
+                'moe_num_experts': 3,
+                'ffn_hidden_size': 95,
+            },
+        ),
+        ('fsdp_some_layers', 'dense/ep0-ba1', {
+            'moe_layers': [1],
+        }),
+        ('ddp_from_uri', 'dense.pt', None),
+        ('fsdp_from_uri', 'dense/ep0-ba1', None),
+        ('fsdp_from_hf', 'dense.pt', None),
+        ('fsdp_from_hf_uri', 'dense.pt', None),
+        ('fsdp_from_dcp', 'dense.pt', None),
     ],
 )
 def test_weights_are_bit_for_bit_those_of_one_rank(
     folder: Path,
     name: str,
     source: str,
-    odd: bool,
+    ffn: dict | None,
 ):
-    ffn = {'moe_num_experts': 3, 'ffn_hidden_size': 95} if odd else None
     trainer = upcycle_on_one_rank(folder / source, ffn)
     expected = tiny.full_state(trainer.state.model)
     assert_equal(load(folder / f'{name}.state'), expected)

@@ -37,6 +37,7 @@ CHECKPOINTED: dict[str, Any] = {
 FSDP_GLOO_LR = 0.1 / 2
 # Shards of 3 * 95 rows split the second expert between two ranks.
 ODD_FFN = {'moe_num_experts': 3, 'ffn_hidden_size': 95}
+SOME_LAYERS = {'moe_layers': [1]}
 
 
 def save(value: Any, path: Path) -> None:
@@ -165,6 +166,7 @@ def main(folder: Path) -> None:
         ('fsdp_from_pt', folder / 'dense.pt', None, SHARDED),
         ('fsdp_from_sharded', sharded, None, SHARDED),
         ('fsdp_odd', odd, ODD_FFN, SHARDED),
+        ('fsdp_some_layers', sharded, SOME_LAYERS, SHARDED),
         ('ddp_from_uri', f'{bucket}/dense.pt', None, None),
         ('fsdp_from_uri', f'{bucket}/dense/ep0-ba1', None, SHARDED),
         ('fsdp_from_hf', folder / 'llama', None, SHARDED),

@@ -59,6 +59,35 @@ def test_loss_is_cross_entropy_plus_weighted_auxiliary_losses():
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_auxiliary_losses_are_averaged_over_the_layers_of_experts():
+    model = tiny.build_moe({
+        'moe_layers': [2, 0],
+        'moe_loss_weight': 0.5,
+        'moe_zloss_weight': 0.1,
+    })
+    model.train()
+    inputs = {}
+    for layer in (0, 2):
+        router = model.model.transformer.blocks[layer].ffn.router
+        router.register_forward_hook(
+            lambda module, args, output: inputs.update({module: args[0]}),
+        )
+    batch = tiny.make_batch()
+    losses = model.loss(model(batch), batch)
+    assert len(inputs) == 2
+    balance, z = [], []
+    for router, x_TD in inputs.items():
+        logits_TE = x_TD @ router.layer.weight.T
+        scores_TE = logits_TE.softmax(-1)
+        chosen_TK = scores_TE.topk(2).indices
+        shares = [(chosen_TK == e).float().mean() for e in range(8)]
+        means_E = scores_TE.mean(0)
+        balance.append(8 * sum(s * m for s, m in zip(shares, means_E)))
+        z.append(logits_TE.exp().sum(-1).log().square().mean())
+    torch.testing.assert_close(losses['lbl'], 0.5 * sum(balance) / 2)
+    torch.testing.assert_close(losses['zloss'], 0.1 * sum(z) / 2)
+
+
 def test_auxiliary_loss_is_that_of_the_last_forward():
     # A microbatch balances its own tokens: nothing is left from another one,
     # nor from a forward without a loss.
@@ -187,10 +216,81 @@ def test_saved_hugging_face_folder_needs_no_plugin(tmp_path):
     assert model.config.ffn_config['ffn_type'] == 'upcycled_dmoe'
 
 
-def test_meta_initialisation_reaches_every_parameter():
+def test_some_layers_of_experts_are_not_saved_for_stock_foundry(tmp_path):
+    model = tiny.build_moe({'moe_layers': [1]})
+    with pytest.raises(
+            ConfigError,
+            match=r'model.ffn_config.moe_layers=\[1\]: .*without this plugin'
+            '.*Fix: remove hf_checkpointer',
+    ):
+        model.model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stock_foundrys_model_has_experts_in_all_layers():
+    with pytest.raises(
+            ConfigError,
+            match=r'moe_layers=\[1\]: every block .*set model.name: upcycled_m',
+    ):
+        build_composer_model(
+            'mpt_causal_lm',
+            tiny.moe_config({'moe_layers': [1]}),
+            tokenizer=None,
+        )
+
+
+def shapes(model) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize('mlp_type', ['glu', 'mlp'])
+def test_blocks_that_are_not_listed_are_those_of_a_dense_mpt(mlp_type: str):
+    ffn = {'ffn_type': f'mpt{mlp_type}', 'ffn_hidden_size': tiny.HIDDEN}
+    dense = shapes(tiny.build_dense(ffn_config=ffn))
+    full = shapes(tiny.build_moe({'mlp_type': mlp_type}))
+    model = tiny.build_moe({'mlp_type': mlp_type, 'moe_layers': [2, 0]})
+    expected = {n: s for n, s in full.items() if '.blocks.1.ffn.' not in n}
+    expected |= {n: s for n, s in dense.items() if '.blocks.1.ffn.' in n}
+    assert shapes(model) == expected
+    assert len(model.moe_layers) == 2
+    assert model.config.ffn_config['moe_layers'] == [2, 0]
+
+
+def test_a_list_of_all_layers_is_all_layers(tmp_path):
+    model = tiny.build_moe({'moe_layers': [2, 1, 0]})
+    reference = tiny.build_moe().state_dict()
+    assert model.state_dict().keys() == reference.keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, reference[name]), name
+    model.model.save_pretrained(tmp_path)
+
+
+def test_dense_blocks_are_initialised_as_in_a_dense_mpt():
+    dense = tiny.build_dense(n_layers=2, d_model=256)
+    model = tiny.build_moe({'moe_layers': [1]}, n_layers=2, d_model=256)
+    reference = dict(dense.named_parameters())
+    for name, parameter in model.named_parameters():
+        if '.blocks.0.ffn.' in name:
+            ratio = parameter.std() / reference[name].std()
+            assert 0.95 < ratio < 1.05, name
+
+
+def test_activation_checkpointing_of_some_layers_of_experts():
+    ffn = {'moe_layers': [1]}
+    plain = losses_and_gradients(tiny.build_moe(ffn))
+    again = losses_and_gradients(
+        checkpointed(tiny.build_moe(ffn), CheckpointImpl.NO_REENTRANT),
+    )
+    for name, loss in plain[0].items():
+        assert torch.equal(loss, again[0][name])
+
+
+@pytest.mark.parametrize('moe_layers', [None, [1]])
+def test_meta_initialisation_reaches_every_parameter(moe_layers):
+    ffn = {'moe_layers': moe_layers}
     meta = build_composer_model(
         'upcycled_mpt',
-        tiny.moe_config(init_device='meta'),
+        tiny.moe_config(ffn, init_device='meta'),
         tokenizer=None,
     )
     assert all(p.is_meta for p in meta.parameters())
@@ -200,7 +300,7 @@ def test_meta_initialisation_reaches_every_parameter():
             parameter.fill_(torch.nan)
     meta.apply(meta.model.param_init_fn)
     assert all(p.isfinite().all() for p in meta.parameters())
-    reference = dict(tiny.build_moe().named_parameters())
+    reference = dict(tiny.build_moe(ffn).named_parameters())
     for name, parameter in meta.named_parameters():
         # Foundry leaves lm_head at torch's default where it is not on meta.
         if parameter.ndim == 2 and 'lm_head' not in name:
@@ -222,6 +322,44 @@ def test_meta_initialisation_reaches_every_parameter():
         (
             tiny.moe_config(no_bias=False),
             'model.no_bias=False: .*gate and up biases.*set no_bias: true',
+        ),
+        (
+            tiny.moe_config({
+                'ffn_type': 'torch_dmoe',
+                'moe_layers': [1],
+            }),
+            r'moe_layers=\[1\]: torch_dmoe is .*Fix: set ffn_type: upcycled_dm',
+        ),
+        (
+            tiny.moe_config({'moe_layers': '1,2'}),
+            "moe_layers='1,2': it is no list of whole numbers.*Fix: list the",
+        ),
+        (
+            tiny.moe_config({'moe_layers': [True]}),
+            r'moe_layers=\[True\]: it is no list of whole numbers',
+        ),
+        (
+            tiny.moe_config({'moe_layers': []}),
+            r'moe_layers=\[\]: no block would be a mixture.*null for all',
+        ),
+        (
+            tiny.moe_config({'moe_layers': [1, 1]}),
+            r'moe_layers=\[1, 1\]: a block is named twice',
+        ),
+        (
+            tiny.moe_config({'moe_layers': [0, 3]}),
+            r'moe_layers=\[0, 3\]: the model has blocks 0 to 2',
+        ),
+        (
+            tiny.moe_config({'moe_layers': [-1]}),
+            r'moe_layers=\[-1\]: the model has blocks 0 to 2',
+        ),
+        (
+            tiny.moe_config({
+                'moe_layers': [1],
+                'mlp_type': 'swiglu',
+            }),
+            "model.ffn_config.mlp_type='swiglu': upcycled_dmoe cannot use it",
         ),
     ],
 )

@@ -1,7 +1,7 @@
 """The formulas against built models, torch's FLOP counter and the paper."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import tiny
@@ -170,11 +170,33 @@ def test_formula_equals_built_model(config: dict[str, Any]):
     assert_agrees(ModelShape.from_config(config), build(config), tiny.SEQ)
 
 
+@pytest.mark.parametrize('moe_layers', [None, [1], [2, 0], [0, 1, 2]])
 @pytest.mark.parametrize('mlp_type', ['glu', 'mlp'])
-def test_formula_equals_built_experts(mlp_type: str):
-    ffn = {'mlp_type': mlp_type, 'moe_num_experts': 4, 'moe_top_k': 3}
+def test_formula_equals_built_experts(
+    mlp_type: str,
+    moe_layers: Optional[list[int]],
+):
+    ffn = {
+        'mlp_type': mlp_type,
+        'moe_num_experts': 4,
+        'moe_top_k': 3,
+        'moe_layers': moe_layers,
+    }
     config = tiny.moe_config(ffn, init_device='meta', name='upcycled_mpt')
     assert_agrees(ModelShape.from_config(config), build(config), tiny.SEQ)
+
+
+def test_some_layers_of_experts_by_hand():
+    # Attention 64 * 128 + 64 * 64, two norms, and 8 GLUs with a router or 1.
+    block, glu = 12288 + 2 * 64, 3 * 64 * 96
+    shape = ModelShape.from_config(tiny.moe_config({'moe_layers': [1]}))
+    assert shape.n_moe_layers == 1
+    assert shape.n_total_params == (
+        2 * 128 * 64 + 3 * block + 2 * glu + (8 * glu + 8 * 64) + 64
+    )
+    assert shape.n_active_params == (
+        128 * 64 + 3 * block + 2 * glu + (2 * glu + 8 * 64) + 64
+    )
 
 
 def test_the_same_experts_count_the_same():
@@ -209,8 +231,43 @@ def test_moe_defaults_are_those_of_each_layer():
 @pytest.mark.parametrize(
     'name,config',
     [
+        # All are GLUs and have grouped queries, unless they say otherwise.
         ('mpt_causal_lm', tiny.dense_config()),
+        ('mpt_causal_lm', tiny.dense_config(tie_word_embeddings=True)),
+        (
+            'mpt_causal_lm',
+            tiny.dense_config(
+                attn_config={
+                    'attn_impl': 'torch',
+                    'alibi': True,
+                },
+                ffn_config={
+                    'ffn_type': 'mptmlp',
+                    'ffn_hidden_size': tiny.HIDDEN,
+                },
+            ),
+        ),
         ('upcycled_mpt', tiny.moe_config()),
+        ('upcycled_mpt', tiny.moe_config(tie_word_embeddings=True)),
+        ('upcycled_mpt', tiny.moe_config({'mlp_type': 'mlp'})),
+        ('upcycled_mpt', tiny.moe_config({'moe_layers': [1]})),
+        (
+            'upcycled_mpt',
+            tiny.moe_config({
+                'moe_layers': [0, 2],
+                'mlp_type': 'mlp',
+            }),
+        ),
+    ],
+    ids=[
+        'glu',
+        'glu_tied',
+        'mlp_multihead',
+        'experts',
+        'experts_tied',
+        'experts_of_mlps',
+        'experts_in_a_layer',
+        'experts_of_mlps_in_two_layers',
     ],
 )
 def test_flops_against_torchs_counter(name: str, config: dict[str, Any]):
@@ -279,6 +336,18 @@ def test_flops_against_torchs_counter(name: str, config: dict[str, Any]):
                 'moe_num_experts': 8
             },
         }, 'model.ffn_config.moe_top_k=None: torch_dmoe has no default'),
+        ({
+            'ffn_config': {
+                'ffn_type': 'mb_dmoe',
+                'moe_layers': [0]
+            },
+        }, r'model.ffn_config.moe_layers=\[0\]: mb_dmoe is .*every block'),
+        ({
+            'ffn_config': {
+                'ffn_type': 'upcycled_dmoe',
+                'moe_layers': [3]
+            },
+        }, r'model.ffn_config.moe_layers=\[3\]: the model has blocks 0 to 2'),
         ({
             'no_bias': False,
             'ffn_config': {

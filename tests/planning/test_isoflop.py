@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from foundry_upcycle.errors import ConfigError
@@ -43,6 +45,12 @@ def test_refuses_a_budget_of_less_than_half_a_step():
             'budget_flops=29.0: .*half a step of 60 FLOPs.*raise the budget',
     ):
         steps_for_budget(29.0, flops_per_token=6.0, tokens_per_batch=10)
+
+
+@pytest.mark.parametrize('budget', [0.0, -1.0, math.nan, math.inf])
+def test_refuses_what_is_no_budget(budget: float):
+    with pytest.raises(ConfigError, match='budget_flops=.*: it is no positive'):
+        steps_for_budget(budget, flops_per_token=6.0, tokens_per_batch=10)
 
 
 def test_refuses_to_match_nothing():

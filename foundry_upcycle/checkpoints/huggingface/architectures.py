@@ -79,6 +79,7 @@ UNSUPPORTED = {
     'attn_config.qk_ln': False,
     'attn_config.reuse_kv_layer_idx': None,
     'attn_config.reuse_kv_x_layer_idx': None,
+    'ffn_config.moe_layers': None,
     'ffn_config.uniform_expert_assignment': False,
 }
 

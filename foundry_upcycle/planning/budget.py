@@ -1,0 +1,193 @@
+"""What a training YAML costs: parameters, FLOPs, tokens and memory."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Mapping, NoReturn, Optional
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.planning.duration import parse_duration
+from foundry_upcycle.planning.flops import ModelShape
+
+__all__ = ['TrainingBudget', 'read_training_budget']
+
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class TrainingBudget:
+    """What the run of a training YAML computes and holds.
+
+    Attributes:
+        n_total_params: All parameters.
+        n_active_params: Parameters that a token meets; see ``ModelShape``.
+        forward_flops_per_token: At the YAML's ``max_seq_len``.
+        training_flops_per_token: Likewise, forward and backward.
+        tokens_per_step: Tokens of one optimizer step, over all ranks.
+        n_steps: Optimizer steps until ``max_duration``, the last one whole;
+            None where it is in epochs, whose length the data decide.
+    """
+
+    n_total_params: int
+    n_active_params: int
+    forward_flops_per_token: int
+    training_flops_per_token: int
+    tokens_per_step: int
+    n_steps: Optional[int]
+
+    @property
+    def n_tokens(self) -> Optional[int]:
+        """Tokens until ``max_duration``, those of the last step whole."""
+        if self.n_steps is None:
+            return None
+        return self.n_steps * self.tokens_per_step
+
+    @property
+    def n_flops(self) -> Optional[int]:
+        """Training FLOPs until ``max_duration``."""
+        if self.n_tokens is None:
+            return None
+        return self.n_tokens * self.training_flops_per_token
+
+    @property
+    def float32_bytes(self) -> int:
+        """Bytes of one float32 number a parameter, over all ranks.
+
+        The weights take this much, the gradients as much again, and so does
+        Lion's momentum; FSDP divides each by the number of ranks. Left out:
+        activations, copies in lower precision, what is gathered while a block
+        runs.
+        """
+        return _FLOAT32_BYTES * self.n_total_params
+
+
+def read_training_budget(path: str) -> TrainingBudget:
+    """Reads what an LLM Foundry training YAML says of its cost.
+
+    Only the values that count are resolved: others may be such as only
+    Foundry, or the machine that trains, can resolve.
+
+    Args:
+        path: The YAML.
+
+    Raises:
+        ConfigError: There is no such YAML, or a key that counts is missing or
+            can't be used.
+    """
+    config = _load(path)
+    try:
+        return _budget(config)
+    except ConfigError as error:
+        # More than one YAML may be asked about.
+        error.args = (f'{path}: {error}', )
+        raise
+    except OmegaConfBaseException as error:
+        problem = str(error).splitlines()[0]
+        raise ConfigError(
+            error.full_key or 'YAML',
+            path,
+            f'its value can not be resolved: {problem}.',
+            'write the value into the YAML.',
+        ) from error
+
+
+class _Section(Mapping[str, Any]):
+    """Settings that are resolved when they are asked for.
+
+    ``DictConfig.get`` would do, but its errors do not name the key.
+    """
+
+    def __init__(self, config: DictConfig):
+        self.config = config
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.config[key]
+        return _Section(value) if isinstance(value, DictConfig) else value
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.config)
+
+    def __len__(self) -> int:
+        return len(self.config)
+
+    def __repr__(self) -> str:
+        return repr(OmegaConf.to_container(self.config))
+
+
+def _load(path: str) -> _Section:
+
+    def refuse(problem: str) -> NoReturn:
+        raise ConfigError('YAML', path, problem, 'name a training YAML.')
+
+    if not Path(path).is_file():
+        refuse('there is no such file.')
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        refuse(f'it is not YAML ({" ".join(str(error).split())}).')
+    if not isinstance(config, DictConfig):
+        refuse('it is no mapping of settings.')
+    return _Section(config)
+
+
+def _budget(config: _Section) -> TrainingBudget:
+    model = config.get('model')
+    if not isinstance(model, _Section):
+        raise ConfigError(
+            'model',
+            model,
+            'it is no section of settings.',
+            'name a training YAML of one MPT model.',
+        )
+    seq_len = _whole(config, 'max_seq_len', 'the tokens of a sequence')
+    sequences = _whole(
+        config,
+        'global_train_batch_size',
+        'the sequences of a step, over all ranks',
+    )
+    shape = ModelShape.from_config(model)
+    return TrainingBudget(
+        n_total_params=shape.n_total_params,
+        n_active_params=shape.n_active_params,
+        forward_flops_per_token=shape.forward_flops_per_token(seq_len),
+        training_flops_per_token=shape.training_flops_per_token(seq_len),
+        tokens_per_step=seq_len * sequences,
+        n_steps=_n_steps(config.get('max_duration'), seq_len * sequences),
+    )
+
+
+def _whole(config: _Section, key: str, meaning: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(
+            key,
+            value,
+            'it is no whole number from 1.',
+            f'set it to {meaning}.',
+        )
+    return value
+
+
+def _n_steps(value: Any, tokens_per_step: int) -> Optional[int]:
+    """Steps that Composer takes until ``max_duration``."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = f'{value}ep'  # As Composer reads a bare number.
+    duration = parse_duration('max_duration', value)
+    is_known = duration.unit in ('tok', 'ba', 'ep')
+    # As Composer asks of all but shares of a run.
+    is_whole = duration.value >= 1 and duration.value.is_integer()
+    if not (is_known and is_whole):
+        raise ConfigError(
+            'max_duration',
+            value,
+            'it is no whole number, from 1, of tokens, batches or epochs.',
+            'write tokens or batches, such as 13e9tok or 300ba.',
+        )
+    if duration.unit == 'ep':
+        return None
+    # A step is never cut short.
+    return math.ceil(duration.steps(tokens_per_step))
