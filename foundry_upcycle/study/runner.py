@@ -1,207 +1,251 @@
-"""Runs the stages of a study: once each, as processes that leave no orphans."""
+"""Does what is not yet done of a study, one process after another."""
 
-import json
+import fcntl
 import os
-import re
-import signal
-import subprocess
+import socket
 import sys
 import time
+from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, Iterator, Optional
 
-__all__ = [
-    'StageError',
-    'TrainingProgress',
-    'composer_command',
-    'run_process',
-    'run_stage',
-]
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.study.grid import Grid
+from foundry_upcycle.study.measured import Measured
+from foundry_upcycle.study.process import (
+    Progress,
+    RunFailed,
+    end_of_log,
+    run_process,
+)
+from foundry_upcycle.study.run_yamls import RunFiles, write_yamls
+from foundry_upcycle.study.tasks import (
+    Kind,
+    Task,
+    command,
+    list_tasks,
+    shell,
+    state,
+)
 
-_TAIL_LINES = 30
-# Composer's own launcher takes a moment to end its processes.
-_GRACE_SECONDS = 10
+__all__ = ['StudyRunner', 'dry_run']
+
+# What a task is estimated by: evaluations by their number.
+_Class = tuple[Kind, bool]
 
 
-class StageError(RuntimeError):
-    """A stage failed, or was finished earlier with other settings."""
-
-
-def run_stage(
-    folder: Path,
-    name: str,
-    settings: Sequence[str],
-    action: Callable[[], None],
-) -> float:
-    """Runs a stage, unless it has finished before.
-
-    A finished stage leaves the marker ``stages/<name>.json`` in the folder.
-
-    Args:
-        folder: Folder of the whole run.
-        name: The stage.
-        settings: What the stage's outcome depends on.
-        action: Does the work; may find an earlier attempt's and go on with it.
-
-    Returns:
-        Seconds that the attempt which finished the stage took.
+def dry_run(grid: Grid) -> Iterator[str]:
+    """Lines of a shell script that does what is not yet done.
 
     Raises:
-        StageError: The stage has finished with other settings.
+        ConfigError: The study's folder has results of another study.
     """
-    marker = folder / 'stages' / f'{name}.json'
-    if marker.exists():
-        finished = json.loads(marker.read_text())
-        if finished['settings'] != list(settings):
-            raise StageError(
-                f'{marker}: {name} has finished with ' +
-                f"{' '.join(finished['settings'])}, now it is to run with " +
-                f"{' '.join(settings)}. Remove {folder}, or name another " +
-                'folder.',
-            )
-        _say(name, f"finished before, in {finished['seconds']:.0f} s")
-        return finished['seconds']
-    _say(name, 'starts')
-    started = time.monotonic()
-    action()
-    seconds = time.monotonic() - started
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = marker.with_suffix('.unfinished')
-    unfinished.write_text(
-        json.dumps({
-            'settings': list(settings),
-            'seconds': seconds
-        }),
-    )
-    unfinished.rename(marker)
-    _say(name, f'finished in {seconds:.0f} s')
-    return seconds
+    write_yamls(grid)
+    measured = Measured(grid)
+    for task in list_tasks(grid):
+        if state(measured, task) not in ('done', 'not needed'):
+            yield shell(measured, task)
 
 
-def composer_command(
-    script: Path,
-    yaml: Path,
-    overrides: Sequence[str],
-) -> list[str]:
-    """The command that trains or evaluates in one process of this environment.
+class StudyRunner:
+    """Runs a study in the working folder, which has train.py and eval.py.
+
+    Run again, it goes on where it was: a run resumes from its last checkpoint,
+    and what is done is not done again.
 
     Args:
-        script: Foundry's ``train.py`` or ``eval.py``.
-        yaml: The YAML to run.
-        overrides: ``key=value`` settings that replace the YAML's.
+        grid: The study's runs.
+        say: Shows a line.
     """
-    launcher = Path(sys.executable).with_name('composer')
-    return [str(launcher), '-n', '1', str(script), str(yaml), *overrides]
 
+    def __init__(self, grid: Grid, say: Callable[[str], None] = print):
+        self.grid = grid
+        self.say = say
+        self.failed: dict[str, str] = {}
+        self._pace = _Pace(grid)
 
-def run_process(
-    name: str,
-    command: Sequence[str],
-    *,
-    cwd: Path,
-    log_path: Path,
-    progress: Callable[[str], Optional[str]],
-) -> None:
-    """Runs a command in a process group of its own, to the end of either.
+    def run(self) -> bool:
+        """Does all tasks whose needs are met; a failure stops no other.
 
-    Whatever ends the caller's wait (an error, Ctrl-C, SIGTERM turned into
-    SystemExit) ends every process of the group.
+        Returns:
+            Whether the study is complete.
 
-    Args:
-        name: The stage, for messages.
-        command: Program and arguments.
-        cwd: Where to run it.
-        log_path: Its output, appended.
-        progress: Gets each line of output; what it returns is shown.
+        Raises:
+            ConfigError: There are no scripts in the working folder, the
+                study's folder has results of another study, another runner
+                works on it, or the evaluation's tasks can't be run.
+            TaskDataError: A task's file can't be used.
+        """
+        _require_scripts()
+        with _exclusive(self.grid.study.folder):
+            write_yamls(self.grid)
+            _check_evaluation(self.grid)
+            measured = Measured(self.grid)
+            tasks = list_tasks(self.grid)
+            for index, task in enumerate(tasks):
+                self._do(measured, task, tasks[index:], len(tasks))
+            left = [
+                task.name
+                for task in tasks
+                if state(measured, task) not in ('done', 'not needed')
+            ]
+        for name in left:
+            reason = self.failed.get(name, 'waits for what failed.')
+            self.say(f'[{name}] not done: {reason}')
+        return not left
 
-    Raises:
-        StageError: The command's exit status is not 0. The message ends with
-            the last lines of its output.
-    """
-    environment = dict(os.environ)
-    # The launcher starts whatever `python` comes first.
-    bin_folder = str(Path(sys.executable).parent)
-    environment['PATH'] = os.pathsep.join([bin_folder, os.environ['PATH']])
-    # OpenMP's threads otherwise spin while they wait for each other: with any
-    # other busy process on the machine, training slows down tenfold.
-    environment.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    # glibc otherwise returns the memory of every large tensor to the system and
-    # page-faults it in again for the next: measured, a training step of the
-    # quickstart's models took 20 to 35 % longer.
-    environment.setdefault('MALLOC_MMAP_THRESHOLD_', str(4 * 2**30))
-    environment.setdefault('MALLOC_TRIM_THRESHOLD_', str(8 * 2**30))
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open('a') as log:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-            start_new_session=True,
-        )
-        assert process.stdout is not None  # for pyright: it is a pipe
-        try:
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                shown = progress(line)
-                if shown:
-                    _say(name, shown)
-            status = process.wait()
-        finally:
-            _end_group(process)
-    if status:
-        tail = log_path.read_text(errors='replace').splitlines()[-_TAIL_LINES:]
-        raise StageError(
-            '\n'.join([
-                *tail,
-                f'{name}: exit status {status}. The lines above are the end ' +
-                f'of {log_path}. Run the same command again to go on from ' +
-                'the last checkpoint.',
-            ]),
-        )
-
-
-def _end_group(process: subprocess.Popen) -> None:
-    for sent in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sent)
-        except ProcessLookupError:
+    def _do(
+        self,
+        measured: Measured,
+        task: Task,
+        left: tuple[Task, ...],
+        n_tasks: int,
+    ) -> None:
+        found = state(measured, task)
+        number = f'{n_tasks - len(left) + 1}/{n_tasks}'
+        if found in ('done', 'not needed', 'waits'):
+            self.say(f'[{number} {task.name}] {found}')
             return
+        words = command(measured, task)
+        assert words is not None  # A sweep that is not done: it waits.
+        time_left = self._pace.left(measured, left)
+        self.say(
+            f"[{number} {task.name}] {'goes on' if found == 'started' else 'starts'}"
+            +
+            (f'; about {_minutes(time_left)} left in all' if time_left else ''),
+        )
+        started = time.monotonic()
+        signs: list[float] = []  # When it showed that it works.
+
+        def show(line: str) -> None:
+            signs.append(time.monotonic() - started)
+            self.say(f'[{number} {task.name}] {line}')
+
+        files = RunFiles(self.grid.study, task.run.name)
+        log = files.train_log if task.kind == 'train' else files.eval_log
+        # The launcher of this environment.
+        words[0] = str(Path(sys.executable).with_name(words[0]))
         try:
-            process.wait(timeout=_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+            run_process(words, log, Progress(), show)
+            if state(measured, task) != 'done':
+                raise RunFailed(
+                    'it ended without an error and without all that it was '
+                    f'to measure. {end_of_log(log)}',
+                )
+        except RunFailed as error:
+            self.failed[task.name] = str(error)
+            self.say(f'[{number} {task.name}] failed: {error}')
+            return
+        seconds = time.monotonic() - started
+        if found == 'ready' and signs:  # Not the rest of a run.
+            self._pace.add(task, signs[0], seconds)
+        self.say(f'[{number} {task.name}] done in {_minutes(seconds)}')
 
 
-class TrainingProgress:
-    """Turns Composer's console log into one line a report."""
+class _Pace:
+    """Estimates how long is left, from what this runner has done.
 
-    _BATCH = re.compile(r'\[batch=(\d+)/(\d+)\]:$')
-    _LOSS = re.compile(r'Train metrics/train/LanguageCrossEntropy: ([\d.]+)')
-    _SPEED = re.compile(r'Train throughput/tokens_per_sec: ([\d.]+)')
-    _EVAL = re.compile(r'\[Eval batch=1/\d+\] Eval on (\S+) data')
+    A training takes a time to start, and one for its FLOPs; an evaluation the
+    same as the others.
+    """
 
-    def __init__(self):
-        self.batch = ''
-        self.loss = ''
+    def __init__(self, grid: Grid):
+        self._hardware = grid.study.hardware
+        self._starts: dict[Kind, list[float]] = defaultdict(list)
+        self._seconds: dict[_Class, float] = defaultdict(float)
+        self._amount: dict[_Class, float] = defaultdict(float)
 
-    def __call__(self, line: str) -> Optional[str]:
-        """Returns what to show after one more line, if anything."""
-        line = line.strip()
-        if match := self._BATCH.search(line):
-            self.batch = f'step {match[1]}/{match[2]}'
-        elif match := self._LOSS.match(line):
-            self.loss = f'loss {float(match[1]):.3f}'
-        elif match := self._SPEED.match(line):
-            return f'{self.batch}  {self.loss}  {float(match[1]):,.0f} tokens/s'
-        elif match := self._EVAL.match(line):
-            return f'evaluates on {match[1]}'
-        return None
+    def add(self, task: Task, to_start: float, seconds: float) -> None:
+        """Counts a task.
+
+        Args:
+            task: What was done, all of it.
+            to_start: Seconds before the first sign of work.
+            seconds: All of them.
+        """
+        self._starts[task.kind].append(to_start)
+        self._seconds[_class(task)] += seconds - to_start
+        self._amount[_class(task)] += _amount(task)
+
+    def left(self, measured: Measured, tasks: tuple[Task, ...]) -> float:
+        """Seconds; what is not known from this runner counts by FLOPs."""
+        return sum(
+            self._estimate(task)
+            for task in tasks
+            if state(measured, task) not in ('done', 'not needed')
+        )
+
+    def _estimate(self, task: Task) -> float:
+        starts = self._starts[task.kind]
+        if not starts:
+            by_flops = 3600 * self._hardware.hours(task.run.flops)
+            return by_flops if task.kind == 'train' else 0.0
+        of_kind = [key for key in self._seconds if key[0] == task.kind]
+        keys = [_class(task)] if _class(task) in of_kind else of_kind
+        seconds = sum(self._seconds[key] for key in keys)
+        rate = seconds / sum(self._amount[key] for key in keys)
+        return sum(starts) / len(starts) + rate * _amount(task)
 
 
-def _say(name: str, message: str) -> None:
-    print(f'[{name}] {message}', flush=True)
+def _class(task: Task) -> _Class:
+    return task.kind, task.run.base.is_upcycling
+
+
+def _amount(task: Task) -> float:
+    return float(task.run.flops) if task.kind == 'train' else 1.0
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 100:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 6000 else (
+        f'{seconds / 3600:.1f} h'
+    )
+
+
+def _check_evaluation(grid: Grid) -> None:
+    """Better now than after the first training."""
+    if grid.evaluation is not None:
+        # It imports torch and LLM Foundry.
+        from foundry_upcycle.gauntlet.preflight import check_tasks
+        first = RunFiles(grid.study, grid.runs[0].name)
+        check_tasks(str(first.eval_yaml), [])
+
+
+def _require_scripts() -> None:
+    for script in ('train.py', 'eval.py'):
+        if not Path(script).is_file():
+            raise ConfigError(
+                'working folder',
+                os.getcwd(),
+                f'there is no {script} in it.',
+                'run this where foundry_upcycle or LLM Foundry has its '
+                'train.py and eval.py.',
+            )
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Keeps other runners from the folder.
+
+    Raises:
+        ConfigError: One is at work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / '.lock').open('a+') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                'folder',
+                str(folder),
+                f'another runner works on it ({lock.read().strip()}).',
+                'wait for it, or name another folder in the study YAML.',
+            ) from None
+        lock.truncate(0)
+        lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        lock.flush()
+        # The kernel takes the lock back however this process ends.
+        yield

@@ -1,0 +1,242 @@
+"""The flat train YAML that the runs of one phase are made of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.planning.duration import Duration, parse_duration
+from foundry_upcycle.planning.flops import ModelShape
+from foundry_upcycle.study.config import Phase
+
+__all__ = ['BaseYaml', 'require_same_model']
+
+# What a mixture of experts has in common with the model that it is made of.
+_SAME_SHAPE = (
+    'd_model',
+    'n_layers',
+    'vocab_size',
+    'tie_word_embeddings',
+    'n_position_params',
+    'n_norm_params',
+    'n_attn_params',
+    'n_expert_params',
+)
+
+
+@dataclass(frozen=True)
+class BaseYaml:
+    """A phase's YAML, with what the study changes in it.
+
+    Args:
+        key: Of the phase in the study YAML.
+        phase: Where the YAML lies, and the changes.
+        config: Its content, unresolved.
+        shape: The model.
+        seq_len: Tokens of a sequence.
+        tokens_per_step: Of all ranks.
+        duration: Its ``max_duration``.
+    """
+
+    key: str
+    phase: Phase
+    config: DictConfig
+    shape: ModelShape
+    seq_len: int
+    tokens_per_step: int
+    duration: Duration
+
+    @classmethod
+    def read(
+        cls,
+        key: str,
+        phase: Phase,
+        variables: Mapping[str, Any],
+    ) -> 'BaseYaml':
+        """Reads the YAML.
+
+        Args:
+            key: Of the phase in the study YAML.
+            phase: Where the YAML lies, and the changes.
+            variables: Replace those of the same name.
+
+        Raises:
+            ConfigError: It is no train YAML of an MPT, or its recipe is not
+                known.
+        """
+        try:
+            config = OmegaConf.merge(
+                OmegaConf.load(phase.yaml),
+                {'variables': dict(variables)},
+                dict(phase.overrides),
+            )
+        except Exception as error:  # Of OmegaConf or of the YAML parser.
+            raise ConfigError(
+                f'{key}.yaml',
+                str(phase.yaml),
+                f"it can't be read ({error}).",
+                'name a train YAML of LLM Foundry.',
+            ) from error
+        seq_len = _select(phase.yaml, config, 'max_seq_len', int)
+        batch_size = _select(phase.yaml, config, 'global_train_batch_size', int)
+        model = _select(phase.yaml, config, 'model', DictConfig)
+        duration = _select(phase.yaml, config, 'max_duration', (str, int))
+        _check_optimizer(key, phase, config)
+        _check_upcycling(phase.yaml, config, model)
+        return cls(
+            key=key,
+            phase=phase,
+            config=config,
+            shape=ModelShape.from_config(model),
+            seq_len=seq_len,
+            tokens_per_step=batch_size * seq_len,
+            duration=parse_duration(f'{phase.yaml}: max_duration', duration),
+        )
+
+    @property
+    def path(self) -> Path:
+        return self.phase.yaml
+
+    @property
+    def is_upcycling(self) -> bool:
+        """Whether a run starts by turning the dense model into experts."""
+        return _select_any(
+            self.config, 'callbacks.sparse_upcycling'
+        ) is not None
+
+    @property
+    def flops_per_step(self) -> int:
+        per_token = self.shape.training_flops_per_token(self.seq_len)
+        return self.tokens_per_step * per_token
+
+    def max_duration(self, n_steps: int) -> str:
+        """So many steps in the unit of the YAML, which warm-up shares."""
+        if self.duration.unit == 'tok':
+            return f'{n_steps * self.tokens_per_step}tok'
+        return f'{n_steps}ba'
+
+    def require_warmup_shorter(
+        self,
+        key: str,
+        value: Any,
+        n_steps: int,
+        says: str = 'it is ',
+    ) -> None:
+        """Checks that a run is longer than its warm-up.
+
+        Args:
+            key: What sets how long the run is.
+            value: Its value.
+            n_steps: How long it is.
+            says: Begins the error.
+
+        Raises:
+            ConfigError: It is not, or the warm-up is in another unit.
+        """
+        warmup_key = f'{self.path}: scheduler.t_warmup'
+        text = _select_any(self.config, 'scheduler.t_warmup')
+        if text is None:
+            return
+        warmup = parse_duration(warmup_key, text)
+        if warmup.unit == 'dur':
+            return
+        if warmup.unit != self.duration.unit:
+            raise ConfigError(
+                warmup_key,
+                text,
+                f'max_duration is in {self.duration.unit}: Composer wants one '
+                'unit.',
+                f'write it in {self.duration.unit}, here or in overrides.',
+            )
+        if n_steps <= warmup.steps(self.tokens_per_step):
+            tokens = n_steps * self.tokens_per_step
+            raise ConfigError(
+                key,
+                value,
+                f'{says}{n_steps:,} steps, {tokens:,} tokens, no more than '
+                f'the warm-up of {text}.',
+                f'raise it, or lower scheduler.t_warmup of {self.path}.',
+            )
+
+
+def require_same_model(base: BaseYaml, arm: BaseYaml) -> None:
+    """Checks that an arm trains the dense model on, or experts made of it.
+
+    Raises:
+        ConfigError: Something is not as in the pretraining YAML.
+    """
+    pairs = {
+        'max_seq_len': (base.seq_len, arm.seq_len),
+        **{
+            f'model: {name}': (
+                getattr(base.shape, name), getattr(arm.shape, name)
+            )
+            for name in _SAME_SHAPE
+        },
+    }
+    for name, (expected, found) in pairs.items():
+        if found != expected:
+            raise ConfigError(
+                f'{arm.path}: {name}',
+                found,
+                f'in {base.path}, whose model it goes on with, it is '
+                f'{expected!r}.',
+                'make them the same, here or in overrides.',
+            )
+
+
+def _check_optimizer(key: str, phase: Phase, config: Any) -> None:
+    for rate_key in ('optimizer.lr', 'optimizer.weight_decay'):
+        if phase.learning_rates:
+            _select(phase.yaml, config, rate_key, (float, int))
+    if phase.learning_rates and not config.optimizer.lr > 0:
+        raise ConfigError(
+            f'{phase.yaml}: optimizer.lr',
+            config.optimizer.lr,
+            f'weight decay is scaled from it to {key}.lr.',
+            'set it above 0.',
+        )
+
+
+def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:
+    upcycling = _select_any(config, 'callbacks.sparse_upcycling')
+    is_mixture = model.get('name') == 'upcycled_mpt'
+    if is_mixture != (upcycling is not None):
+        raise ConfigError(
+            f'{path}: model.name',
+            model.get('name'),
+            'the callback sparse_upcycling goes with upcycled_mpt, and with '
+            'nothing else.',
+            'add the callback, or remove it, or change the model.',
+        )
+    if upcycling is not None and 'recipe' in upcycling:
+        # It imports torch.
+        from foundry_upcycle.recipes import get_recipe
+        get_recipe(OmegaConf.to_container(upcycling.recipe, resolve=True))
+
+
+def _select(path: Path, config: Any, key: str, kind: Any) -> Any:
+    value = _select_any(config, key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(
+            f'{path}: {key}',
+            value,
+            'it is missing, or of another type than Foundry has there.',
+            'write it as a train YAML of LLM Foundry has it.',
+        )
+    return value
+
+
+def _select_any(config: Any, key: str) -> Any:
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            key,
+            None,
+            f"it can't be resolved ({error}).",
+            'write its value, here or in overrides.',
+        ) from error

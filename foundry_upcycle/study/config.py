@@ -1,0 +1,331 @@
+"""What a study YAML says, checked."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+import yaml
+
+from foundry_upcycle.errors import ConfigError
+
+__all__ = ['Hardware', 'ModelGrid', 'Phase', 'Study', 'read_study']
+
+# What names runs, and so files and folders.
+_NAME = re.compile(r'\w[\w.-]*')
+_REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A train YAML, and what a study changes in it.
+
+    Args:
+        yaml: The flat YAML.
+        overrides: Settings that replace the YAML's, nested as there.
+        learning_rates: None: the YAML's own. One: that one. Several: a sweep
+            decides.
+    """
+
+    yaml: Path
+    overrides: Mapping[str, Any]
+    learning_rates: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelGrid:
+    """The runs of one dense model.
+
+    Args:
+        name: What names its runs.
+        pretrain: How the dense model is trained.
+        durations: Name -> how long, as ``max_duration`` has it (``tok``, ``ba``).
+        fractions: FLOPs of each second phase as fractions of pretraining's,
+            ascending.
+        arms: Name -> how the second phase is trained.
+        paper: The model of the paper that this is, such as ``436M``: its
+            points are drawn behind those of the same duration's name.
+    """
+
+    name: str
+    pretrain: Phase
+    durations: Mapping[str, str]
+    fractions: tuple[float, ...]
+    arms: Mapping[str, Phase]
+    paper: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What an estimate of the time assumes.
+
+    Args:
+        name: One device.
+        peak_flops: FLOPs a second of one device, at the most.
+        mfu: Model FLOPs utilisation: the share of them that training reaches.
+    """
+
+    name: str
+    peak_flops: float
+    mfu: float
+
+    def hours(self, flops: float) -> float:
+        """Hours that one device takes."""
+        return flops / (self.peak_flops * self.mfu) / 3600
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison: dense models, and ways on from them at equal FLOPs.
+
+    Args:
+        name: The MLflow experiment.
+        folder: Where everything goes that is planned and run.
+        tracking_uri: Of MLflow.
+        seeds: Of the second phase (order of data, routers).
+        models: The runs.
+        hardware: What an estimate of the time assumes.
+        variables: Replace those of the same name in all YAMLs.
+        evaluation: An eval YAML; its ``models`` are replaced.
+    """
+
+    name: str
+    folder: Path
+    tracking_uri: str
+    seeds: tuple[int, ...]
+    models: tuple[ModelGrid, ...]
+    hardware: Hardware
+    variables: Mapping[str, Any]
+    evaluation: Optional[Path] = None
+
+
+def read_study(path: str | Path) -> Study:
+    """Reads a study YAML; the YAMLs that it names are relative to its folder.
+
+    Raises:
+        ConfigError: It can't be read, lacks a key, or has one that is unknown
+            or can't be used.
+    """
+    path = Path(path)
+    section = _Section('', _load(path))
+    folder = Path(section.take('folder', str))
+    models = section.take('models', dict)
+    study = Study(
+        name=section.take('name', str),
+        folder=folder,
+        tracking_uri=section.take('tracking_uri', str, f'{folder}/mlruns'),
+        seeds=_distinct(section, 'seeds', (int, ), minimum=0),
+        models=tuple(
+            _model(path.parent, section.inside(f'models.{name}', value), name)
+            for name, value in models.items()
+        ),
+        hardware=_hardware(section),
+        variables=section.take('variables', dict, {}),
+        evaluation=_yaml(path.parent, section, 'evaluation')
+        if section.has('evaluation') else None,
+    )
+    section.refuse_others()
+    return study
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            'study',
+            str(path),
+            f"it can't be read ({error}).",
+            'name a study YAML, such as yamls/study_430m.yaml.',
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            'study',
+            str(path),
+            'it holds no mapping of keys to values.',
+            'name a study YAML, such as yamls/study_430m.yaml.',
+        )
+    return content
+
+
+class _Section:
+    """A mapping of a YAML; knows which keys were asked for."""
+
+    def __init__(self, prefix: str, content: Any):
+        if not isinstance(content, dict):
+            raise ConfigError(
+                prefix,
+                content,
+                'it is no mapping of keys to values.',
+                'write its keys indented below it.',
+            )
+        self.prefix = prefix
+        self.content = content
+        self.known: set[str] = set()
+
+    def inside(self, key: str, content: Any) -> '_Section':
+        return _Section(self.key(key), content)
+
+    def key(self, key: str) -> str:
+        return f'{self.prefix}.{key}' if self.prefix else key
+
+    def has(self, key: str) -> bool:
+        return self.content.get(key) is not None
+
+    def take(self, key: str, kind: Any, default: Any = _REQUIRED) -> Any:
+        self.known.add(key)
+        value = self.content.get(key)
+        if value is None and default is not _REQUIRED:
+            return default
+        kinds = kind if isinstance(kind, tuple) else (kind, )
+        # True is an int to Python.
+        if not isinstance(value, kinds) or isinstance(
+                value, bool) or not (value or value == 0):
+            raise ConfigError(
+                self.key(key),
+                value,
+                'it is missing, empty or of another type.',
+                f"set it to a {' or '.join(k.__name__ for k in kinds)}.",
+            )
+        return value
+
+    def refuse_others(self) -> None:
+        for key, value in self.content.items():
+            if key not in self.known:
+                raise ConfigError(
+                    self.key(str(key)),
+                    value,
+                    'there is no such setting.',
+                    f"remove it; there are {', '.join(sorted(self.known))}.",
+                )
+
+
+def _model(folder: Path, section: _Section, name: str) -> ModelGrid:
+    _check_name(section.prefix, name)
+    durations = section.take('durations', dict)
+    arms = section.take('arms', dict)
+    for key, names in (('durations', durations), ('arms', arms)):
+        for each in names:
+            _check_name(section.key(key), each)
+    model = ModelGrid(
+        name=name,
+        pretrain=_phase(
+            folder,
+            section.inside('pretrain', section.take('pretrain', dict)),
+        ),
+        durations={
+            each: str(value)
+            for each, value in durations.items()
+        },
+        fractions=tuple(
+            sorted(_distinct(section, 'fractions', (float, int), minimum=None)),
+        ),
+        arms={
+            each: _phase(folder, section.inside(f'arms.{each}', value))
+            for each, value in arms.items()
+        },
+        paper=section.take('paper', str, None),
+    )
+    section.refuse_others()
+    return model
+
+
+def _phase(folder: Path, section: _Section) -> Phase:
+    lr = section.take('lr', (float, list), ())
+    if isinstance(lr, float):
+        lr = [lr]
+    for rate in lr:
+        if not _is_positive(rate):
+            raise ConfigError(
+                section.key('lr'),
+                rate,
+                'it is not a learning rate.',
+                'write one above 0 as YAML reads floats (5.0e-5, not 5e-5), '
+                'or a list of them to sweep.',
+            )
+    phase = Phase(
+        yaml=_yaml(folder, section, 'yaml'),
+        overrides=section.take('overrides', dict, {}),
+        learning_rates=tuple(map(float, lr)),
+    )
+    section.refuse_others()
+    return phase
+
+
+def _hardware(section: _Section) -> Hardware:
+    hardware = section.inside('hardware', section.take('hardware', dict))
+    found = Hardware(
+        name=hardware.take('name', str),
+        peak_flops=hardware.take('peak_flops', (float, int)),
+        mfu=hardware.take('mfu', (float, int)),
+    )
+    hardware.refuse_others()
+    for key, value in (('peak_flops', found.peak_flops), ('mfu', found.mfu)):
+        if not _is_positive(value) or (key == 'mfu' and value > 1):
+            raise ConfigError(
+                hardware.key(key),
+                value,
+                'no device computes so many FLOPs a second.',
+                'peak_flops is of one device, above 0; mfu is the share of '
+                'them that training reaches, up to 1.',
+            )
+    return found
+
+
+def _distinct(
+    section: _Section,
+    key: str,
+    kinds: tuple[type, ...],
+    minimum: Optional[float],
+) -> tuple[Any, ...]:
+    values = section.take(key, list)
+    for value in values:
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if minimum is None:
+            fits = is_number and _is_positive(value)
+        else:
+            fits = is_number and value >= minimum
+        if not fits:
+            raise ConfigError(
+                section.key(key),
+                value,
+                'it is no number, or too small.',
+                'write fractions of the pretraining FLOPs above 0, such as '
+                '0.1.' if minimum is None else 'write whole numbers.',
+            )
+        if values.count(value) > 1:
+            raise ConfigError(
+                section.key(key),
+                value,
+                'it stands there twice, and would name two runs alike.',
+                'write it once.',
+            )
+    return tuple(values)
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
+
+
+def _yaml(folder: Path, section: _Section, key: str) -> Path:
+    path = folder / section.take(key, str)
+    if not path.is_file():
+        raise ConfigError(
+            section.key(key),
+            str(path),
+            'there is no such file.',
+            'name a YAML relative to the folder of the study YAML.',
+        )
+    return path
+
+
+def _check_name(key: str, name: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            key,
+            name,
+            'it can not name runs.',
+            'use letters, digits, _, - and ., and put a number in quotes.',
+        )

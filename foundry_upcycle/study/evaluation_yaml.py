@@ -1,0 +1,93 @@
+"""The eval YAML of a study, of which each run gets its own."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+from omegaconf import DictConfig, OmegaConf
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.gauntlet.gauntlets import (
+    Gauntlet,
+    parse_gauntlet,
+    read_gauntlet,
+)
+
+__all__ = ['EvaluationYaml']
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationYaml:
+    """What a study measures after each run.
+
+    Args:
+        path: The YAML.
+        config: Its content, unresolved. Its models are replaced.
+        held_out_texts: Labels of the texts that it measures a loss on.
+    """
+
+    path: Path
+    config: DictConfig
+    held_out_texts: frozenset[str]
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        variables: Mapping[str, Any],
+    ) -> 'EvaluationYaml':
+        """Reads the YAML.
+
+        Args:
+            path: The YAML.
+            variables: Replace those of the same name.
+
+        Raises:
+            ConfigError: It can't be read, or has no tasks.
+        """
+        try:
+            config = OmegaConf.merge(
+                OmegaConf.load(path),
+                {'variables': dict(variables)},
+            )
+            loaders = OmegaConf.select(config, 'eval_loaders') or []
+            tasks = OmegaConf.select(config, 'icl_tasks')
+        except Exception as error:  # Of OmegaConf or of the YAML parser.
+            raise ConfigError(
+                'evaluation',
+                str(path),
+                f"it can't be read ({error}).",
+                'name an eval YAML of LLM Foundry.',
+            ) from error
+        if tasks is None:
+            raise ConfigError(
+                f'{path}: icl_tasks',
+                None,
+                "Foundry's eval needs tasks.",
+                'name an eval YAML with icl_tasks.',
+            )
+        assert isinstance(config, DictConfig)  # It has keys.
+        return cls(
+            path,
+            config,
+            frozenset(str(loader.label) for loader in loaders),
+        )
+
+    @cached_property
+    def gauntlet(self) -> Optional[Gauntlet]:
+        """How tasks are scored; None: only their
+        accuracies are known.
+
+        Raises:
+            ConfigError: Its YAML can't be read.
+        """
+        value = OmegaConf.select(self.config, 'eval_gauntlet')
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return read_gauntlet(value)
+        return parse_gauntlet(
+            f'{self.path}: eval_gauntlet',
+            {'eval_gauntlet': OmegaConf.to_container(value, resolve=True)},
+        )

@@ -1,0 +1,295 @@
+"""The runs of a study: what each trains, for how long, after which others."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Iterator, Literal, Mapping, Optional, Sequence
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.planning.duration import Duration, parse_duration
+from foundry_upcycle.planning.flops import ModelShape
+from foundry_upcycle.planning.isoflop import steps_for_budget
+from foundry_upcycle.study.base_yaml import BaseYaml, require_same_model
+from foundry_upcycle.study.config import ModelGrid, Study
+from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
+
+__all__ = ['Grid', 'Place', 'Role', 'Run', 'plan_grid']
+
+# The dense start; a run that only compares learning rates; a second phase.
+Role = Literal['dense', 'sweep', 'arm']
+# Farther apart, arms would not be compared at equal cost.
+_FLOPS_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in the grid.
+
+    Args:
+        model: The dense model.
+        duration: Name of its pretraining.
+        arm: Name of the second phase; None of the dense start.
+        fraction: FLOPs of the second phase as a fraction of pretraining's; 0
+            of the dense start.
+        seed: Of the second phase; None of the dense start.
+    """
+
+    model: str
+    duration: str
+    arm: Optional[str] = None
+    fraction: float = 0.0
+    seed: Optional[int] = None
+
+    @property
+    def name(self) -> str:
+        """What names the run, its files and its folder."""
+        dense = f'{self.model}_{self.duration}'
+        if self.arm is None:
+            return dense
+        return f'{dense}_{self.arm}_{self.fraction:g}_s{self.seed}'
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        name: In MLflow, and of its files and its folder.
+        role: What it is for.
+        place: Where it stands. The runs of a sweep share theirs: the best of
+            them becomes the grid's.
+        base: The YAML that it is made of.
+        n_steps: Optimizer steps.
+        needs: Runs that must be finished before.
+        learning_rate: None: the YAML's own, or, where the arm has a sweep,
+            the one that the sweep finds.
+    """
+
+    name: str
+    role: Role
+    place: Place
+    base: BaseYaml
+    n_steps: int
+    needs: tuple[str, ...] = ()
+    learning_rate: Optional[float] = None
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.base.shape
+
+    @property
+    def tokens(self) -> int:
+        return self.n_steps * self.base.tokens_per_step
+
+    @property
+    def flops_per_step(self) -> int:
+        return self.base.flops_per_step
+
+    @property
+    def flops(self) -> int:
+        return self.n_steps * self.flops_per_step
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All runs of a study.
+
+    Args:
+        study: What they are planned from.
+        runs: In an order in which they can be run.
+        evaluation: What is measured after each; None: nothing.
+    """
+
+    study: Study
+    runs: tuple[Run, ...]
+    evaluation: Optional[EvaluationYaml] = None
+
+    def __getitem__(self, name: str) -> Run:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Run]:
+        return {run.name: run for run in self.runs}
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """What a report has results of, dense starts included."""
+        return tuple(dict.fromkeys(run.place for run in self.runs))
+
+    def candidates(self, place: Place) -> tuple[Run, ...]:
+        """The run of a place; several where a sweep chooses among them."""
+        return tuple(run for run in self.runs if run.place == place)
+
+    def sweep_for(self, run: Run) -> tuple[Run, ...]:
+        """The runs among which a run's learning rate is found, if it is."""
+        needed = (self[name] for name in run.needs)
+        return tuple(other for other in needed if other.role == 'sweep')
+
+    def dense_start(self, run: Run) -> Run:
+        """The dense run that a second phase goes on from."""
+        return self[Place(run.place.model, run.place.duration).name]
+
+
+def plan_grid(study: Study) -> Grid:
+    """Plans the runs of a study from its YAMLs.
+
+    The FLOPs of a second phase are a fraction of those that its dense start
+    took, in whole steps. A sweep is run at the cheapest pretraining and the
+    smallest fraction, with the first seed (paper, section 3).
+
+    Raises:
+        ConfigError: A YAML or the budget can't be used, an arm trains another
+            model than the dense start, or two runs would have one name.
+    """
+    runs = [run for model in study.models for run in _plan_model(study, model)]
+    names = [run.name for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                'models',
+                name,
+                'two runs have this name.',
+                'rename models, durations or arms: a run is named '
+                'MODEL_DURATION_ARM_FRACTION_sSEED.',
+            )
+    evaluation = study.evaluation
+    return Grid(
+        study,
+        tuple(runs),
+        None if evaluation is None else EvaluationYaml.read(
+            evaluation,
+            study.variables,
+        ),
+    )
+
+
+def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:
+    key = f'models.{model.name}'
+    base = BaseYaml.read(
+        f'{key}.pretrain',
+        model.pretrain,
+        study.variables,
+    )
+    starts = [
+        _plan_dense(key, model, base, name, text)
+        for name, text in model.durations.items()
+    ]
+    yield from starts
+    cheapest = min(starts, key=lambda run: run.flops)
+    for name, phase in model.arms.items():
+        arm = BaseYaml.read(f'{key}.arms.{name}', phase, study.variables)
+        require_same_model(base, arm)
+        first = Place(
+            model.name,
+            cheapest.place.duration,
+            name,
+            model.fractions[0],
+            study.seeds[0],
+        )
+        sweep = _plan_sweep(key, cheapest, arm, first)
+        yield from sweep
+        for start in starts:
+            for fraction in model.fractions:
+                for seed in study.seeds:
+                    duration = start.place.duration
+                    place = Place(model.name, duration, name, fraction, seed)
+                    # That one is the best of the sweep.
+                    if not (sweep and place == first):
+                        yield _plan_arm(key, start, arm, place, sweep)
+
+
+def _plan_dense(
+    key: str,
+    model: ModelGrid,
+    base: BaseYaml,
+    name: str,
+    text: str,
+) -> Run:
+    key = f'{key}.durations.{name}'
+    duration = parse_duration(key, text)
+    if duration.unit != base.duration.unit:
+        raise ConfigError(
+            key,
+            text,
+            f'{base.path} counts its max_duration in {base.duration.unit}.',
+            f'write it in {base.duration.unit}.',
+        )
+    n_steps = round(duration.steps(base.tokens_per_step))
+    base.require_warmup_shorter(key, text, n_steps)
+    place = Place(model.name, name)
+    return Run(place.name, 'dense', place, base, n_steps)
+
+
+def _plan_sweep(
+    key: str,
+    start: Run,
+    arm: BaseYaml,
+    place: Place,
+) -> tuple[Run, ...]:
+    rates = arm.phase.learning_rates
+    if len(rates) < 2:
+        return ()
+    n_steps = _matched_steps(key, start, arm, place.fraction)
+    return tuple(
+        Run(
+            f'{place.name}_lr{rate:g}',
+            'sweep',
+            place,
+            arm,
+            n_steps,
+            (start.name, ),
+            rate,
+        ) for rate in rates
+    )
+
+
+def _plan_arm(
+    key: str,
+    start: Run,
+    arm: BaseYaml,
+    place: Place,
+    sweep: Sequence[Run],
+) -> Run:
+    rates = arm.phase.learning_rates
+    return Run(
+        place.name,
+        'arm',
+        place,
+        arm,
+        _matched_steps(key, start, arm, place.fraction),
+        (start.name, *(run.name for run in sweep)),
+        rates[0] if len(rates) == 1 else None,
+    )
+
+
+def _matched_steps(
+    key: str,
+    start: Run,
+    arm: BaseYaml,
+    fraction: float,
+) -> int:
+    key = f'{key}.fractions'
+    budget = fraction * start.flops
+    if budget < arm.flops_per_step:
+        raise ConfigError(
+            key,
+            fraction,
+            f'of the FLOPs of {start.name} it buys less than a step of '
+            f'{arm.path}.',
+            'raise it, or pretrain longer.',
+        )
+    n_steps, deviation = steps_for_budget(budget, arm.flops_per_step, 1)
+    arm.require_warmup_shorter(
+        key,
+        fraction,
+        n_steps,
+        f'of the FLOPs of {start.name} it buys ',
+    )
+    if abs(deviation) > _FLOPS_TOLERANCE:
+        raise ConfigError(
+            key,
+            fraction,
+            f'the nearest whole number of steps of {arm.path}, {n_steps}, '
+            f'costs {deviation:+.1%} FLOPs.',
+            'raise it, pretrain longer, or lower global_train_batch_size.',
+        )
+    return n_steps

@@ -1,0 +1,156 @@
+"""Reads what runs of a study measured, and which are finished."""
+
+import os
+import re
+from typing import Optional
+
+import numpy as np
+
+from foundry_upcycle.gauntlet.results import ModelResults, read_results
+from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.results import (
+    Evaluation,
+    ExpertLoad,
+    RunResult,
+    StudyResults,
+)
+from foundry_upcycle.study.run_yamls import RunFiles, evaluation_run_name
+from foundry_upcycle.study.tracking import Tracking
+
+__all__ = ['Measured', 'read_study_results']
+
+_TRAIN_LOSS = 'metrics/train/LanguageCrossEntropy'
+_EVAL_LOSS = re.compile(r'metrics/eval/(.+)/LanguageCrossEntropy')
+_SHARE = re.compile(r'router/layer_(\d+)/expert_(\d+)/share')
+# Hours, by the callback speed_monitor.
+_TRAIN_TIME = 'wall_clock/train'
+# Of a link's target: ep0-ba500-rank0.pt, ep0-ba500.
+_STEP = re.compile(r'-ba(\d+)\b')
+
+
+class Measured:
+    """What the runs of a study have left in MLflow and in its folder.
+
+    Args:
+        grid: The study's runs.
+    """
+
+    def __init__(self, grid: Grid):
+        self.grid = grid
+        self.tracking = Tracking(grid.study.tracking_uri, grid.study.name)
+
+    def n_steps(self, run: Run) -> int:
+        """Steps after which the newest checkpoint was saved; 0 without one."""
+        folder = RunFiles(self.grid.study, run.name).checkpoints
+        steps = [
+            int(match[1])
+            for link in folder.glob('latest-*')
+            if link.is_symlink() if (match := _STEP.search(os.readlink(link)))
+        ]
+        return max(steps, default=0)
+
+    def is_trained(self, run: Run) -> bool:
+        """Whether all steps are done, saved and logged."""
+        if self.n_steps(run) != run.n_steps:
+            return False
+        return len(self._train_loss(run)) == run.n_steps
+
+    def is_evaluated(self, run: Run) -> bool:
+        """Whether everything is measured that the study's evaluation asks."""
+        return self._evaluation(run) is not None
+
+    def final_loss(self, run: Run) -> float:
+        """Of a run that is trained."""
+        return RunResult(run, self._train_loss(run)).final_loss
+
+    def best(self, sweep: tuple[Run, ...]) -> Optional[Run]:
+        """The run of a sweep with the lowest final loss, once all are done."""
+        if not all(map(self.is_trained, sweep)):
+            return None
+        return min(sweep, key=self.final_loss)
+
+    def learning_rate(self, run: Run) -> Optional[float]:
+        """What the sweep that a run waits for has found; None before."""
+        best = self.best(self.grid.sweep_for(run))
+        return None if best is None else best.learning_rate
+
+    def result(self, run: Run) -> Optional[RunResult]:
+        """What a run measured; None if it is not finished."""
+        if not self.is_trained(run):
+            return None
+        evaluation = self._evaluation(run)
+        hours = self.tracking.latest(run.name).get(_TRAIN_TIME)
+        return RunResult(
+            run,
+            self._train_loss(run),
+            evaluation,
+            self._expert_load(run),
+            None if hours is None else 3600 * hours,
+        )
+
+    def _train_loss(self, run: Run) -> np.ndarray:
+        _, losses = self.tracking.history(run.name, _TRAIN_LOSS)
+        return losses
+
+    def _evaluation(self, run: Run) -> Optional[Evaluation]:
+        """None if it is not complete, or none is asked for."""
+        asked = self.grid.evaluation
+        if asked is None:
+            return None
+        latest = self.tracking.latest(evaluation_run_name(run.name))
+        losses = {
+            match[1]: value
+            for key, value in latest.items()
+            if (match := _EVAL_LOSS.fullmatch(key))
+        }
+        tasks = self._answers(run)
+        has_losses = asked.held_out_texts <= losses.keys()
+        if not has_losses or tasks is None:
+            return None
+        return Evaluation(losses, tasks)
+
+    def _answers(self, run: Run) -> Optional[ModelResults]:
+        folder = RunFiles(self.grid.study, run.name).answers
+        # One that goes on, or died, ends in .partial.
+        files = list(folder.glob('*.json'))
+        return read_results(str(files[0]), run.name) if files else None
+
+    def _expert_load(self, run: Run) -> Optional[ExpertLoad]:
+        keys = {}
+        for key in self.tracking.latest(run.name):
+            if match := _SHARE.fullmatch(key):
+                keys[int(match[1]), int(match[2])] = key
+        if not keys:
+            return None
+        layers = sorted({layer for layer, _ in keys})
+        experts = sorted({expert for _, expert in keys})
+        histories = {
+            place: self.tracking.history(run.name, key)
+            for place, key in keys.items()
+        }
+        steps_S, _ = histories[layers[0], experts[0]]
+        return ExpertLoad(
+            steps_S,
+            tuple(layers),
+            np.stack([[histories[layer, expert][1]
+                       for expert in experts]
+                      for layer in layers], ).transpose(2, 0, 1),
+        )
+
+
+def read_study_results(grid: Grid) -> StudyResults:
+    """What the runs of a study have measured.
+
+    Raises:
+        ConfigError: Results can't be read.
+    """
+    measured = Measured(grid)
+    found = {run.name: measured.result(run) for run in grid.runs}
+    return StudyResults(
+        grid,
+        {
+            name: result
+            for name, result in found.items()
+            if result is not None
+        },
+    )

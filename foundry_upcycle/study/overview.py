@@ -1,0 +1,113 @@
+"""A study's plan and its progress, as lines of text."""
+
+from typing import Iterator, Optional, Sequence
+
+from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.measured import Measured
+from foundry_upcycle.study.paper import paper_durations
+from foundry_upcycle.study.tasks import list_tasks, state
+
+__all__ = ['plan_lines', 'status_lines']
+
+
+def plan_lines(grid: Grid) -> Iterator[str]:
+    """Every run with its cost, and the sum.
+
+    Where the grid is the paper's, also the tokens that the paper prints.
+    """
+    hardware = grid.study.hardware
+    titles = ['run', 'active', 'lr', 'steps', 'tokens', 'FLOPs', 'fraction']
+    rows = [_plan_row(grid, run) for run in grid.runs]
+    flops = sum(run.flops for run in grid.runs)
+    total = ['all', '', '', '', '', f'{flops:.3g}', '']
+    hours = ['hours', *(_hours(hardware.hours(r.flops)) for r in grid.runs)]
+    hours.append(_hours(hardware.hours(flops)))
+    table = [[*row, cell] for row, cell in zip([titles, *rows, total], hours)]
+    papers = [_paper_tokens(grid, run) for run in grid.runs]
+    if any(papers):
+        cells = map(_compared, grid.runs, papers)
+        for row, cell in zip(table, ['paper, ours', *cells, '']):
+            row.append(cell)
+    yield from _columns(table)
+    yield ''
+    yield 'active: parameters that a token meets'
+    yield 'fraction: FLOPs over those of the pretraining'
+    yield (
+        f'hours: of one {hardware.name} at {hardware.mfu:.0%} of '
+        f'{hardware.peak_flops:.3g} FLOPs a second, training alone'
+    )
+    if any(papers):
+        yield "paper, ours: tokens that the paper prints, and ours over them"
+
+
+def status_lines(grid: Grid) -> Iterator[str]:
+    """Every task with its state, and how much of all is done."""
+    measured = Measured(grid)
+    rows, flops, n_done = [], 0, 0
+    tasks = list_tasks(grid)
+    for task in tasks:
+        found = state(measured, task)
+        run = task.run
+        steps = loss = ''
+        if task.kind == 'train':
+            steps = f'{measured.n_steps(run):,}/{run.n_steps:,}'
+            if found == 'done':
+                loss = f'{measured.final_loss(run):.3f}'
+                flops += run.flops
+        n_done += found in ('done', 'not needed')
+        rows.append([task.name, found, steps, loss])
+    yield from _columns([['task', 'state', 'saved steps', 'final loss'], *rows])
+    share = flops / sum(run.flops for run in grid.runs)
+    yield ''
+    yield f'{n_done} of {len(tasks)} tasks, {share:.0%} of the training FLOPs'
+
+
+def _plan_row(grid: Grid, run: Run) -> list[str]:
+    if grid.sweep_for(run):
+        rate = 'swept'
+    else:
+        rate = f'{run.learning_rate or run.base.config.optimizer.lr:g}'
+    start = grid.dense_start(run)
+    return [
+        run.name,
+        f'{run.shape.n_active_params / 1e6:,.1f}M',
+        rate,
+        f'{run.n_steps:,}',
+        f'{run.tokens:.3g}',
+        f'{run.flops:.3g}',
+        '' if run is start else f'{run.flops / start.flops:.3f}',
+    ]
+
+
+def _paper_tokens(grid: Grid, run: Run) -> Optional[float]:
+    """What the paper prints for a run; None where it has no such run."""
+    place = run.place
+    model = next(m for m in grid.study.models if m.name == place.model)
+    duration = paper_durations(model).get(place.duration)
+    if duration is None:
+        return None
+    if place.arm is None:
+        return duration.pretraining_tokens
+    arm = 'upcycled' if run.base.is_upcycling else 'cpt'
+    point = duration.arms[arm].get(place.fraction)
+    return None if point is None else point.tokens
+
+
+def _compared(run: Run, paper: Optional[float]) -> str:
+    return '' if paper is None else f'{paper:.3g} {run.tokens / paper:6.1%}'
+
+
+def _hours(hours: float) -> str:
+    return f'{hours:,.0f}' if hours >= 10 else f'{hours:.2g}'
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [
+            cell.rjust(width)
+            for cell, width in zip(others, widths[1:], strict=True)
+        ]
+        yield '  '.join(cells).rstrip()

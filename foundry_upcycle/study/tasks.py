@@ -1,0 +1,126 @@
+"""What is to be done for a study, in order, and what of it is done."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Iterator, Literal, Optional
+
+from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.measured import Measured
+from foundry_upcycle.study.run_yamls import (
+    RunFiles,
+    evaluation_run_name,
+    learning_rate_overrides,
+)
+
+__all__ = [
+    'Kind',
+    'State',
+    'Task',
+    'command',
+    'list_tasks',
+    'shell',
+    'state',
+]
+
+Kind = Literal['train', 'evaluate']
+# What `foundry-upcycle study status` says of a task. One that is not needed
+# evaluates a run that lost its sweep.
+State = Literal['done', 'ready', 'started', 'waits', 'not needed']
+
+_SCRIPTS = {'train': 'train.py', 'evaluate': 'eval.py'}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One process: it trains or evaluates a run.
+
+    Args:
+        kind: Which of these.
+        run: The run.
+    """
+
+    kind: Kind
+    run: Run
+
+    @property
+    def name(self) -> str:
+        """That of the task's run in MLflow."""
+        name = self.run.name
+        return name if self.kind == 'train' else evaluation_run_name(name)
+
+
+def list_tasks(grid: Grid) -> tuple[Task, ...]:
+    """All tasks, each after those that it needs."""
+    return tuple(_tasks(grid))
+
+
+def _tasks(grid: Grid) -> Iterator[Task]:
+    for run in grid.runs:
+        yield Task('train', run)
+        if grid.evaluation is None:
+            continue
+        if run.role != 'sweep':
+            yield Task('evaluate', run)
+            continue
+        # Which of a sweep's runs is evaluated is known after the last one.
+        others = grid.candidates(run.place)
+        if run == others[-1]:
+            for other in others:
+                yield Task('evaluate', other)
+
+
+def state(measured: Measured, task: Task) -> State:
+    """How far a task is.
+
+    Args:
+        measured: What the study's runs have left.
+        task: One of its tasks.
+    """
+    grid, run = measured.grid, task.run
+    if task.kind == 'train':
+        if measured.is_trained(run):
+            return 'done'
+        if not all(measured.is_trained(grid[name]) for name in run.needs):
+            return 'waits'
+        return 'started' if measured.n_steps(run) else 'ready'
+    if measured.is_evaluated(run):
+        return 'done'
+    if run.role == 'sweep':
+        best = measured.best(grid.candidates(run.place))
+        if best is not None and best != run:
+            return 'not needed'
+        return 'waits' if best is None else 'ready'
+    return 'ready' if measured.is_trained(run) else 'waits'
+
+
+def command(measured: Measured, task: Task) -> Optional[list[str]]:
+    """What does a task, from a folder with train.py and eval.py.
+
+    Args:
+        measured: What the study's runs have left.
+        task: One of its tasks.
+
+    Returns:
+        Program and arguments; None while a sweep still looks for the learning
+        rate.
+    """
+    run = task.run
+    files = RunFiles(measured.grid.study, run.name)
+    if task.kind == 'evaluate':
+        return ['composer', _SCRIPTS['evaluate'], str(files.eval_yaml)]
+    train = ['composer', _SCRIPTS['train'], str(files.train_yaml)]
+    if not measured.grid.sweep_for(run):
+        return train
+    rate = measured.learning_rate(run)
+    if rate is None:
+        return None
+    settings = learning_rate_overrides(run, rate)
+    return [*train, *(f'{key}={value!r}' for key, value in settings.items())]
+
+
+def shell(measured: Measured, task: Task) -> str:
+    """The same as a line of a shell script."""
+    words = command(measured, task)
+    if words is None:
+        return f'# {task.name}: its learning rate is not known yet'
+    return shlex.join(words)
