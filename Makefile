@@ -1,5 +1,5 @@
 # Every target sets up what it needs. `make quickstart` and `make test` are
-# the two that matter; `QUICKSTART=tiny make quickstart` takes two minutes.
+# the two that matter; `QUICKSTART=tiny make quickstart` takes three minutes.
 
 PYTHON ?= python3
 QUICKSTART ?= full
@@ -16,8 +16,14 @@ export HF_HUB_OFFLINE := 1
 .PHONY: quickstart smollm2 install install-vllm test test-dist test-slow \
 	test-vllm style checks clean
 
+# The data, then the study: what is done is not done again.
+Q := quickstart$(if $(filter tiny,$(QUICKSTART)),_tiny)
+
 quickstart: install
-	$(BIN)/python -m foundry_upcycle.study.quickstart --size $(QUICKSTART)
+	$(BIN)/python -m foundry_upcycle.data.quickstart runs/$(Q) \
+		--size $(QUICKSTART)
+	$(BIN)/foundry-upcycle study run yamls/study_$(Q).yaml
+	$(BIN)/foundry-upcycle study report yamls/study_$(Q).yaml
 
 install: .venv/installed
 

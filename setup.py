@@ -44,7 +44,10 @@ setup(
         'foundry_upcycle.eval_gauntlet',
     ],
     package_dir={'foundry_upcycle.eval_gauntlet': 'eval_gauntlet'},
-    package_data={'foundry_upcycle.eval_gauntlet': ['*.yaml', '*.txt']},
+    package_data={
+        'foundry_upcycle.eval_gauntlet': ['*.yaml', '*.txt'],
+        'foundry_upcycle.study.report': ['*.yaml'],
+    },
     python_requires='>=3.11',
     install_requires=[
         'llm-foundry>=0.22,<0.23',
@@ -53,6 +56,8 @@ setup(
         'setuptools<81',
         'tiktoken>=0.4',
         'matplotlib>=3.8',
+        'markdown-it-py>=3',
+        'scipy>=1.11',
         'safetensors>=0.4',
         'typer>=0.19',
         'tqdm>=4.60',
@@ -76,6 +81,6 @@ setup(
     },
     entry_points={
         **_ENTRY_POINTS,
-        'console_scripts': ['foundry-upcycle = foundry_upcycle.cli:app'],
+        'console_scripts': ['foundry-upcycle = foundry_upcycle.cli.app:app'],
     },
 )

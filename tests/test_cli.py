@@ -7,18 +7,20 @@ import time
 from pathlib import Path
 
 import pytest
+import small_study
 import tiny
 import tiny_hf
 import tiny_tasks
 from typer.testing import CliRunner
 
-from foundry_upcycle.cli import app
+from foundry_upcycle.cli.app import app
 from foundry_upcycle.gauntlet.gauntlets import FOLDER
 from foundry_upcycle.gauntlet.tasks import read_tasks
 
 COMMANDS = ('inspect', 'import-hf', 'convert', 'export-hf', 'verify', 'flops')
 YAMLS = Path(__file__).parent.parent / 'yamls'
 OF_GAUNTLET = ('prepare', 'score')
+OF_STUDY = ('plan', 'run', 'status', 'report')
 
 
 def run(*args: object, code: int = 0) -> tuple[str, str]:
@@ -37,6 +39,12 @@ def test_help_has_an_example(command: str):
 def test_help_of_the_gauntlets_commands_has_an_example(command: str):
     text, _ = run('gauntlet', command, '--help')
     assert f'Example: foundry-upcycle gauntlet {command} ' in text
+
+
+@pytest.mark.parametrize('command', OF_STUDY)
+def test_help_of_a_studys_commands_has_an_example(command: str):
+    text, _ = run('study', command, '--help')
+    assert f'Example: foundry-upcycle study {command} yamls/' in text
 
 
 def test_help_of_the_installed_command_is_quick():
@@ -204,3 +212,43 @@ def test_results_are_scored(tmp_path):
     assert (tmp_path / 'scores/scores.png').stat().st_size > 1000
     _, error = run('gauntlet', 'score', tmp_path / 'absent.json', code=1)
     assert error.startswith('error: ') and error.count('\n') == 1
+
+
+def test_study_from_plan_to_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = small_study.write_study(tmp_path)
+    grid = small_study.plan_grid(small_study.read_study(path))
+    text, _ = run('study', 'plan', path)
+    assert text.startswith('run ') and text.endswith(
+        f'wrote {tmp_path}/results/yamls\n',
+    )
+    for each in grid.runs:
+        assert (tmp_path / 'results' / 'yamls' / f'{each.name}.yaml').exists()
+    text, _ = run('study', 'run', path, '--dry-run')
+    assert text.startswith('composer train.py ')
+    text, _ = run('study', 'status', path)
+    assert '0 of 8 tasks, 0% of the training FLOPs' in text
+    _, error = run('study', 'run', path, code=1)
+    assert error.startswith('error: working folder=')
+    _, error = run('study', 'report', path, code=1)
+    assert error.startswith('error: ') and 'study run' in error
+    for task in small_study.list_tasks(grid):
+        if task.name != 'm_short_upcycled_0.4_s17_lr0.001_eval':
+            small_study.leave(grid, task)
+    text, _ = run('study', 'status', path)
+    assert '8 of 8 tasks, 100% of the training FLOPs' in text
+
+
+def test_a_study_that_is_not_there():
+    for command in OF_STUDY:
+        _, error = run('study', command, 'absent.yaml', code=1)
+        assert error.startswith("error: study='absent.yaml': it can't be read")
+
+
+def test_a_failed_study_ends_with_1(tmp_path, monkeypatch):
+    from foundry_upcycle.study.runner import StudyRunner
+    monkeypatch.setattr(StudyRunner, 'run', lambda _: False)
+    path = small_study.write_study(tmp_path)
+    run('study', 'run', path, code=1)
+    monkeypatch.setattr(StudyRunner, 'run', lambda _: True)
+    run('study', 'run', path)

@@ -164,9 +164,11 @@ def _write_tasks(
     for task in tasks['icl_tasks']:
         # Foundry reads the YAML by itself, without a run's variables.
         task['dataset_uri'] = str(folder.resolve() / task['dataset_uri'])
-    (folder / 'tasks.yaml').write_text(yaml.safe_dump(tasks, sort_keys=False))
+    (folder / 'quickstart_tasks.yaml').write_text(
+        yaml.safe_dump(tasks, sort_keys=False)
+    )
     gauntlet = (FOLDER / 'quickstart.yaml').read_text()
-    (folder / 'gauntlet.yaml').write_text(gauntlet)
+    (folder / 'quickstart.yaml').write_text(gauntlet)
 
 
 def main(args: Optional[Sequence[str]] = None) -> None:

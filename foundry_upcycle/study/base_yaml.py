@@ -80,6 +80,7 @@ class BaseYaml:
                 f"it can't be read ({error}).",
                 'name a train YAML of LLM Foundry.',
             ) from error
+        assert isinstance(config, DictConfig)  # It has keys.
         seq_len = _select(phase.yaml, config, 'max_seq_len', int)
         batch_size = _select(phase.yaml, config, 'global_train_batch_size', int)
         model = _select(phase.yaml, config, 'model', DictConfig)
@@ -90,10 +91,10 @@ class BaseYaml:
             key=key,
             phase=phase,
             config=config,
-            shape=ModelShape.from_config(model),
+            shape=_shape(phase.yaml, model),
             seq_len=seq_len,
             tokens_per_step=batch_size * seq_len,
-            duration=parse_duration(f'{phase.yaml}: max_duration', duration),
+            duration=_duration(phase.yaml, duration),
         )
 
     @property
@@ -104,7 +105,9 @@ class BaseYaml:
     def is_upcycling(self) -> bool:
         """Whether a run starts by turning the dense model into experts."""
         return _select_any(
-            self.config, 'callbacks.sparse_upcycling'
+            self.path,
+            self.config,
+            'callbacks.sparse_upcycling',
         ) is not None
 
     @property
@@ -137,7 +140,7 @@ class BaseYaml:
             ConfigError: It is not, or the warm-up is in another unit.
         """
         warmup_key = f'{self.path}: scheduler.t_warmup'
-        text = _select_any(self.config, 'scheduler.t_warmup')
+        text = _select_any(self.path, self.config, 'scheduler.t_warmup')
         if text is None:
             return
         warmup = parse_duration(warmup_key, text)
@@ -188,11 +191,35 @@ def require_same_model(base: BaseYaml, arm: BaseYaml) -> None:
             )
 
 
+def _shape(path: Path, model: DictConfig) -> ModelShape:
+    try:
+        return ModelShape.from_config(model)
+    except ConfigError as error:
+        error.args = (f'{path}: {error}', )
+        raise
+    except OmegaConfBaseException as error:
+        raise _unresolved(path, error.full_key or 'model', error) from error
+
+
+def _duration(path: Path, value: Any) -> Duration:
+    key = f'{path}: max_duration'
+    duration = parse_duration(key, value)
+    if duration.unit not in ('tok', 'ba'):
+        raise ConfigError(
+            key,
+            value,
+            'a study counts tokens or steps.',
+            'write it in tok or ba, here or in overrides.',
+        )
+    return duration
+
+
 def _check_optimizer(key: str, phase: Phase, config: Any) -> None:
-    for rate_key in ('optimizer.lr', 'optimizer.weight_decay'):
-        if phase.learning_rates:
-            _select(phase.yaml, config, rate_key, (float, int))
-    if phase.learning_rates and not config.optimizer.lr > 0:
+    _select(phase.yaml, config, 'optimizer.lr', (float, int))
+    if not phase.learning_rates:
+        return
+    _select(phase.yaml, config, 'optimizer.weight_decay', (float, int))
+    if not config.optimizer.lr > 0:
         raise ConfigError(
             f'{phase.yaml}: optimizer.lr',
             config.optimizer.lr,
@@ -202,7 +229,8 @@ def _check_optimizer(key: str, phase: Phase, config: Any) -> None:
 
 
 def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:
-    upcycling = _select_any(config, 'callbacks.sparse_upcycling')
+    key = 'callbacks.sparse_upcycling'
+    upcycling = _select_any(path, config, key)
     is_mixture = model.get('name') == 'upcycled_mpt'
     if is_mixture != (upcycling is not None):
         raise ConfigError(
@@ -213,13 +241,14 @@ def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:
             'add the callback, or remove it, or change the model.',
         )
     if upcycling is not None and 'recipe' in upcycling:
+        _select(path, config, f'{key}.recipe.name', str)
         # It imports torch.
         from foundry_upcycle.recipes import get_recipe
-        get_recipe(OmegaConf.to_container(upcycling.recipe, resolve=True))
+        get_recipe(upcycling.recipe)
 
 
 def _select(path: Path, config: Any, key: str, kind: Any) -> Any:
-    value = _select_any(config, key)
+    value = _select_any(path, config, key)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigError(
             f'{path}: {key}',
@@ -230,13 +259,17 @@ def _select(path: Path, config: Any, key: str, kind: Any) -> Any:
     return value
 
 
-def _select_any(config: Any, key: str) -> Any:
+def _select_any(path: Path, config: Any, key: str) -> Any:
     try:
         return OmegaConf.select(config, key)
     except OmegaConfBaseException as error:
-        raise ConfigError(
-            key,
-            None,
-            f"it can't be resolved ({error}).",
-            'write its value, here or in overrides.',
-        ) from error
+        raise _unresolved(path, key, error) from error
+
+
+def _unresolved(path: Path, key: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f'{path}: {key}',
+        None,
+        f"it can't be resolved ({str(error).splitlines()[0]}).",
+        'write its value, here or in overrides.',
+    )

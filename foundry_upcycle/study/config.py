@@ -4,9 +4,9 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
-import yaml
+from omegaconf import OmegaConf
 
 from foundry_upcycle.errors import ConfigError
 
@@ -131,8 +131,9 @@ def read_study(path: str | Path) -> Study:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # As Foundry reads its YAMLs: 5e-5 is a number, and no key is twice.
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # Of OmegaConf or of the YAML parser.
         raise ConfigError(
             'study',
             str(path),
@@ -171,6 +172,7 @@ class _Section:
         return f'{self.prefix}.{key}' if self.prefix else key
 
     def has(self, key: str) -> bool:
+        self.known.add(key)
         return self.content.get(key) is not None
 
     def take(self, key: str, kind: Any, default: Any = _REQUIRED) -> Any:
@@ -241,9 +243,10 @@ def _phase(folder: Path, section: _Section) -> Phase:
                 section.key('lr'),
                 rate,
                 'it is not a learning rate.',
-                'write one above 0 as YAML reads floats (5.0e-5, not 5e-5), '
-                'or a list of them to sweep.',
+                'write a number above 0, such as 5e-5, or a list of them to '
+                'sweep.',
             )
+    _require_once(section.key('lr'), lr)
     phase = Phase(
         yaml=_yaml(folder, section, 'yaml'),
         overrides=section.take('overrides', dict, {}),
@@ -294,14 +297,19 @@ def _distinct(
                 'write fractions of the pretraining FLOPs above 0, such as '
                 '0.1.' if minimum is None else 'write whole numbers.',
             )
+    _require_once(section.key(key), values)
+    return tuple(values)
+
+
+def _require_once(key: str, values: Sequence[Any]) -> None:
+    for value in values:
         if values.count(value) > 1:
             raise ConfigError(
-                section.key(key),
+                key,
                 value,
                 'it stands there twice, and would name two runs alike.',
                 'write it once.',
             )
-    return tuple(values)
 
 
 def _is_positive(value: Any) -> bool:

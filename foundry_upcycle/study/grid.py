@@ -5,14 +5,14 @@ from functools import cached_property
 from typing import Iterator, Literal, Mapping, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.planning.duration import Duration, parse_duration
+from foundry_upcycle.planning.duration import parse_duration
 from foundry_upcycle.planning.flops import ModelShape
 from foundry_upcycle.planning.isoflop import steps_for_budget
 from foundry_upcycle.study.base_yaml import BaseYaml, require_same_model
 from foundry_upcycle.study.config import ModelGrid, Study
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
 
-__all__ = ['Grid', 'Place', 'Role', 'Run', 'plan_grid']
+__all__ = ['Grid', 'Place', 'Role', 'Run', 'evaluation_run_name', 'plan_grid']
 
 # The dense start; a run that only compares learning rates; a second phase.
 Role = Literal['dense', 'sweep', 'arm']
@@ -129,6 +129,11 @@ class Grid:
         return self[Place(run.place.model, run.place.duration).name]
 
 
+def evaluation_run_name(name: str) -> str:
+    """The evaluation of a run, in MLflow and of its files."""
+    return f'{name}_eval'
+
+
 def plan_grid(study: Study) -> Grid:
     """Plans the runs of a study from its YAMLs.
 
@@ -142,6 +147,7 @@ def plan_grid(study: Study) -> Grid:
     """
     runs = [run for model in study.models for run in _plan_model(study, model)]
     names = [run.name for run in runs]
+    names += map(evaluation_run_name, names.copy())
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
@@ -149,7 +155,8 @@ def plan_grid(study: Study) -> Grid:
                 name,
                 'two runs have this name.',
                 'rename models, durations or arms: a run is named '
-                'MODEL_DURATION_ARM_FRACTION_sSEED.',
+                'MODEL_DURATION_ARM_FRACTION_sSEED, and its evaluation has '
+                '_eval behind it.',
             )
     evaluation = study.evaluation
     return Grid(
@@ -169,6 +176,13 @@ def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:
         model.pretrain,
         study.variables,
     )
+    if len(model.pretrain.learning_rates) > 1:
+        raise ConfigError(
+            f'{key}.pretrain.lr',
+            list(model.pretrain.learning_rates),
+            'only arms are swept.',
+            'write one learning rate.',
+        )
     starts = [
         _plan_dense(key, model, base, name, text)
         for name, text in model.durations.items()
@@ -216,7 +230,8 @@ def _plan_dense(
     n_steps = round(duration.steps(base.tokens_per_step))
     base.require_warmup_shorter(key, text, n_steps)
     place = Place(model.name, name)
-    return Run(place.name, 'dense', place, base, n_steps)
+    rate = next(iter(base.phase.learning_rates), None)
+    return Run(place.name, 'dense', place, base, n_steps, (), rate)
 
 
 def _plan_sweep(

@@ -13,6 +13,7 @@ from foundry_upcycle.study.results import (
     ExpertLoad,
     RunResult,
     StudyResults,
+    best_of,
 )
 from foundry_upcycle.study.run_yamls import RunFiles, evaluation_run_name
 from foundry_upcycle.study.tracking import Tracking
@@ -23,7 +24,7 @@ _TRAIN_LOSS = 'metrics/train/LanguageCrossEntropy'
 _EVAL_LOSS = re.compile(r'metrics/eval/(.+)/LanguageCrossEntropy')
 _SHARE = re.compile(r'router/layer_(\d+)/expert_(\d+)/share')
 # Hours, by the callback speed_monitor.
-_TRAIN_TIME = 'wall_clock/train'
+_TRAIN_TIME = 'time/train'
 # Of a link's target: ep0-ba500-rank0.pt, ep0-ba500.
 _STEP = re.compile(r'-ba(\d+)\b')
 
@@ -67,7 +68,8 @@ class Measured:
         """The run of a sweep with the lowest final loss, once all are done."""
         if not all(map(self.is_trained, sweep)):
             return None
-        return min(sweep, key=self.final_loss)
+        results = [RunResult(run, self._train_loss(run)) for run in sweep]
+        return best_of(results).run if results else None
 
     def learning_rate(self, run: Run) -> Optional[float]:
         """What the sweep that a run waits for has found; None before."""

@@ -1,8 +1,9 @@
 """What the runs of a study measured, read back from MLflow and from files."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from foundry_upcycle.gauntlet.gauntlets import Gauntlet
 from foundry_upcycle.gauntlet.results import ModelResults
 from foundry_upcycle.study.grid import Grid, Place, Run
 
-__all__ = ['Evaluation', 'ExpertLoad', 'RunResult', 'StudyResults']
+__all__ = ['Evaluation', 'ExpertLoad', 'RunResult', 'StudyResults', 'best_of']
 
 # The paper's final loss is a mean over this many steps ...
 _FINAL_STEPS = 50
@@ -83,6 +84,14 @@ class RunResult:
         return float(self.train_loss[-self.n_final_steps:].mean())
 
 
+def best_of(sweep: Sequence[RunResult]) -> RunResult:
+    """The run of a sweep with the lowest final loss; not one that diverged."""
+    return min(
+        sweep,
+        key=lambda r: math.inf if math.isnan(r.final_loss) else r.final_loss,
+    )
+
+
 @dataclass(frozen=True)
 class StudyResults:
     """What a study has measured so far.
@@ -122,4 +131,4 @@ class StudyResults:
         ]
         if len(results) < len(runs):
             return None  # A sweep goes on.
-        return min(results, key=lambda result: result.final_loss)
+        return best_of(results)

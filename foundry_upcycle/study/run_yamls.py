@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import Study
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
-from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
 
 __all__ = [
     'RunFiles',
@@ -37,11 +37,6 @@ class RunFiles:
         self.eval_log = folder / 'logs' / f'{evaluation_run_name(name)}.log'
         self.checkpoints = folder / 'checkpoints' / name
         self.answers = folder / 'answers' / name
-
-
-def evaluation_run_name(name: str) -> str:
-    """The evaluation of a run, in MLflow."""
-    return f'{name}_eval'
 
 
 def train_yaml(grid: Grid, run: Run) -> str:
@@ -147,12 +142,14 @@ def require_unchanged(
     texts = texts or _all_texts(grid)
     _require_all_planned(grid.study, texts)
     for path, text in texts.items():
-        started = path.exists() and _has_started(grid.study, path)
-        if not started or path.read_text() == text:
+        if not (path.exists() and _has_started(grid.study, path)):
+            continue
+        before, now = _settings(path.read_text()), _settings(text)
+        if before == now:
             continue
         difference = difflib.unified_diff(
-            path.read_text().splitlines(),
-            text.splitlines(),
+            before,
+            now,
             f'{path} (has started)',
             'as the study now plans it',
             lineterm='',
@@ -267,6 +264,11 @@ def _update(config: DictConfig, key: str, **settings: Any) -> None:
 def _merge(config: DictConfig, settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         OmegaConf.update(config, key, value)
+
+
+def _settings(text: str) -> list[str]:
+    """The lines of a YAML without the header, which says where it is from."""
+    return [line for line in text.splitlines() if not line.startswith('#')]
 
 
 def _text(config: DictConfig, base: Path) -> str:

@@ -125,7 +125,7 @@ def test_foundry_reads_the_task(folder: Path, tmp_path: Path, task: str):
     tokenizer = train_tokenizer(_domain() + _code(), 300, tmp_path / 'tok')
     tasks = yaml.safe_load((_GAUNTLET / 'quickstart_tasks.yaml').read_text())
     [config] = [t for t in tasks['icl_tasks'] if t['label'] == task]
-    assert config['dataset_uri'] == f'tasks/{task}.jsonl'
+    assert config['dataset_uri'] == f'{task}.jsonl'
     kwargs = {
         key: config[key]
         for key in ('max_seq_len', 'strip_dataset', 'continuation_delimiter')

@@ -59,7 +59,7 @@ def test_lines_are_of_one_width():
 
 def test_planning_imports_no_torch():
     program = (
-        'import sys, foundry_upcycle.planning.table, foundry_upcycle.cli; '
+        'import sys, foundry_upcycle.planning.table, foundry_upcycle.cli.app; '
         'assert "torch" not in sys.modules'
     )
     subprocess.run([sys.executable, '-c', program], check=True)

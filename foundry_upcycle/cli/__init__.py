@@ -1,0 +1,1 @@
+"""The command ``foundry-upcycle``, a file for each group of commands."""

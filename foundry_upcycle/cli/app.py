@@ -1,0 +1,24 @@
+"""The command ``foundry-upcycle``.
+
+Commands import what they need when they run: torch and LLM Foundry take
+seconds, and ``--help`` should not.
+"""
+
+import typer
+
+from foundry_upcycle.cli import checkpoints, flops, gauntlet, study
+
+__all__ = ['app']
+
+app = typer.Typer(
+    help='Upcycles dense checkpoints into mixtures of experts, carries them '
+    'from and to Hugging Face, says what training costs, scores how they '
+    'answer, and compares upcycling with continued pretraining.',
+    pretty_exceptions_show_locals=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(checkpoints.app)
+app.command()(flops.flops)
+app.add_typer(gauntlet.app, name='gauntlet')
+app.add_typer(study.app, name='study')

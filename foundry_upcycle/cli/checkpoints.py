@@ -1,0 +1,235 @@
+"""Commands on checkpoints."""
+
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from foundry_upcycle.cli.errors import errors_in_one_line
+from foundry_upcycle.config import FileFormat, UpcyclingConfig
+from foundry_upcycle.errors import ConfigError
+
+__all__ = ['app']
+
+app = typer.Typer()
+
+_DTypeName = Literal['float32', 'bfloat16', 'float16']
+
+_Overwrite = Annotated[
+    bool,
+    typer.Option('--overwrite', help='Replace OUT if it exists.'),
+]
+_Like = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar='FOLDER',
+        help='Hugging Face folder to take tokenizer, generation config and a '
+        "dense model's architecture from: the imported one, or `hf` in what "
+        'import-hf wrote.',
+    ),
+]
+
+
+def _dtype(name: Optional[str]) -> Any:
+    import torch
+    return None if name is None else getattr(torch, name)
+
+
+def _layers(text: Optional[str]) -> Optional[list[int]]:
+    if text is None:
+        return None
+    try:
+        return [int(layer) for layer in text.split(',')]
+    except ValueError as error:
+        raise ConfigError(
+            '--layers',
+            text,
+            'it is no list of whole numbers.',
+            'write layers, counted from 0, with commas: 1,3,5.',
+        ) from error
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help='Any checkpoint.')],
+) -> None:
+    """Says what a checkpoint is: format, model, sizes, where it comes from.
+
+    Example: foundry-upcycle inspect runs/pretrain/latest-rank0.pt
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.conversion.inspect import describe
+        for label, fact in describe(path):
+            typer.echo(f'{label:11} {fact}')
+
+
+@app.command()
+def import_hf(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help='Hugging Face folder with safetensors (Llama, Mistral, '
+            'Qwen2, Qwen3 or Gemma), or a GGUF file (Llama or Qwen2).',
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer
+        .Argument(help='Folder to make: checkpoint.pt, model.yaml and hf.', ),
+    ],
+    dtype: Annotated[
+        _DTypeName,
+        typer.Option(help='Of all weights.'),
+    ] = 'float32',
+    overwrite: _Overwrite = False,
+) -> None:
+    """Turns a Hugging Face model into a Composer checkpoint of the same MPT.
+
+    Example: foundry-upcycle import-hf Llama-3-8B runs/llama3
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.conversion import import_hf as module
+        module.import_hf(source, out, _dtype(dtype), overwrite)
+        typer.echo(f'wrote {out}: checkpoint.pt, model.yaml, hf/')
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help='Dense checkpoint: Composer .pt file, sharded folder, or '
+            'Hugging Face folder.',
+        ),
+    ],
+    out: Annotated[str, typer.Argument(help='File or folder to make.')],
+    experts: Annotated[
+        int,
+        typer.Option(help='Number of experts of each layer.'),
+    ] = 8,
+    top_k: Annotated[
+        int,
+        typer.Option(help='Experts that a token goes to.'),
+    ] = 2,
+    layers: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar='LAYER,LAYER...',
+            help='Layers, from 0, that become mixtures of experts: 1,3,5; '
+            'all by default.',
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(help='How experts are made.'),
+    ] = 'copy',
+    router_init_std: Annotated[
+        float,
+        typer.Option(help="Standard deviation of routers' weights."),
+    ] = UpcyclingConfig.router_init_std,
+    seed: Annotated[
+        int,
+        typer.Option(help='Of whatever is drawn.'),
+    ] = UpcyclingConfig.seed,
+    file_format: Annotated[
+        FileFormat,
+        typer.Option(
+            '--format',
+            help='pt and dcp (sharded folder) are for load_path, safetensors '
+            'is a Hugging Face folder.',
+        ),
+    ] = 'pt',
+    dtype: Annotated[
+        Optional[_DTypeName],
+        typer.Option(help="Of all weights; the source's by default."),
+    ] = None,
+    like: _Like = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Turns a dense checkpoint into a mixture of experts.
+
+    Example: foundry-upcycle convert runs/llama3/checkpoint.pt moe.pt
+    --experts 8 --top-k 2
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.conversion import convert as module
+        config = UpcyclingConfig(
+            source,
+            recipe={'name': recipe},
+            router_init_std=router_init_std,
+            seed=seed,
+        )
+        module.convert(
+            config,
+            out,
+            file_format,
+            moe_num_experts=experts,
+            moe_top_k=top_k,
+            dtype=_dtype(dtype),
+            like=like,
+            overwrite=overwrite,
+            moe_layers=_layers(layers),
+        )
+        where = '' if layers is None else f', in layers {layers}'
+        typer.echo(f'wrote {out}: {experts} experts, top-{top_k}{where}')
+
+
+@app.command()
+def export_hf(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help='Dense or upcycled MPT: Composer .pt file or sharded folder.',
+        ),
+    ],
+    out: Annotated[str, typer.Argument(help='Folder to make.')],
+    like: _Like = None,
+    dtype: Annotated[
+        Optional[_DTypeName],
+        typer.Option(help="Of all weights; the checkpoint's by default."),
+    ] = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Makes a Hugging Face folder that transformers and vLLM load.
+
+    A dense model becomes what it came from, a mixture Mixtral (Qwen3-MoE
+    where queries and keys are normalised).
+
+    Example: foundry-upcycle export-hf runs/upcycle/latest-rank0.pt served
+    --like runs/llama3/hf --dtype bfloat16
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.conversion import export_hf as module
+        module.export_hf(source, out, like, _dtype(dtype), overwrite)
+        typer.echo(f'wrote {out}')
+
+
+@app.command()
+def verify(
+    dense: Annotated[str, typer.Argument(help='The dense checkpoint.')],
+    mixture: Annotated[
+        str,
+        typer.Argument(help='The mixture of experts made of it.'),
+    ],
+    tokens: Annotated[
+        int,
+        typer.Option(min=1, help='Length of the sample, of random tokens.'),
+    ] = 256,
+    tolerance: Annotated[
+        float,
+        typer.Option(help='Largest difference of logits that passes.'),
+    ] = 1e-3,
+) -> None:
+    """Proves that a mixture is the dense model, or says where it differs.
+
+    Compares tensor by tensor, then logits on a sample. Ends with 1 where they
+    differ.
+
+    Example: foundry-upcycle verify runs/llama3/checkpoint.pt moe.pt
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.conversion import verify as module
+        result = module.verify(dense, mixture, tokens, tolerance=tolerance)
+        for line in result.lines():
+            typer.echo(line)
+    if not result.passed:
+        raise typer.Exit(1)

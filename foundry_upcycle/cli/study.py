@@ -1,0 +1,127 @@
+"""Commands of a study."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from foundry_upcycle.cli.errors import errors_in_one_line
+
+__all__ = ['app']
+
+app = typer.Typer(
+    help='Compares continued pretraining with upcycling at equal FLOPs.',
+    no_args_is_help=True,
+)
+
+_StudyYaml = Annotated[
+    str,
+    typer.Argument(metavar='STUDY.yaml', help='Such as yamls/study_430m.yaml.'),
+]
+
+
+@app.command()
+def plan(path: _StudyYaml) -> None:
+    """Shows what a study runs and what it costs; writes a YAML for each run.
+
+    Example: foundry-upcycle study plan yamls/study_430m.yaml
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.study.overview import plan_lines
+        from foundry_upcycle.study.run_yamls import write_yamls
+        grid = _grid(path)
+        write_yamls(grid)
+        for line in plan_lines(grid):
+            typer.echo(line)
+        typer.echo(f'wrote {grid.study.folder}/yamls')
+
+
+@app.command()
+def run(
+    path: _StudyYaml,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            '--dry-run',
+            help='Print the commands that are left instead, for a cluster.',
+        ),
+    ] = False,
+) -> None:
+    """Trains and evaluates what is not yet done; run again, it goes on.
+
+    Each run is a process of its own, `composer train.py` or `composer
+    eval.py`, in this folder. Ends with 1 if any failed.
+
+    Example: foundry-upcycle study run yamls/study_430m.yaml
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.study import runner
+        grid = _grid(path)
+        if dry_run:
+            for line in runner.dry_run(grid):
+                typer.echo(line)
+            return
+        # As Ctrl-C does: leave through the `finally` that ends processes.
+        signal.signal(
+            signal.SIGTERM,
+            lambda *_: sys.exit(128 + signal.SIGTERM),
+        )
+        is_complete = runner.StudyRunner(grid, typer.echo).run()
+    if not is_complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(path: _StudyYaml) -> None:
+    """Says which runs of a study are done, and which are left.
+
+    Example: foundry-upcycle study status yamls/study_430m.yaml
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.study.overview import status_lines
+        for line in status_lines(_grid(path)):
+            typer.echo(line)
+
+
+@app.command()
+def report(
+    path: _StudyYaml,
+    out: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar='FOLDER',
+            help="Where to write; by default `report` in the study's folder.",
+        ),
+    ] = None,
+    serving: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar='FILE',
+            help='JSON of serving results, to plot quality against cost.',
+        ),
+    ] = None,
+) -> None:
+    """Writes what a study has found: report.md, report.html and figures.
+
+    Example: foundry-upcycle study report yamls/study_430m.yaml
+    """
+    with errors_in_one_line():
+        from foundry_upcycle.study.measured import read_study_results
+        from foundry_upcycle.study.report.report import write_report
+        from foundry_upcycle.study.run_yamls import require_unchanged
+        grid = _grid(path)
+        require_unchanged(grid)
+        written = write_report(
+            read_study_results(grid),
+            grid.study.folder / 'report' if out is None else Path(out),
+            None if serving is None else Path(serving),
+        )
+        typer.echo(f'wrote {written}')
+
+
+def _grid(path: str) -> Any:
+    from foundry_upcycle.study.config import read_study
+    from foundry_upcycle.study.grid import plan_grid
+    return plan_grid(read_study(path))

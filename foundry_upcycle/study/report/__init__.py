@@ -1,0 +1,1 @@
+"""The report of a study: what its results say, in words, tables and figures."""

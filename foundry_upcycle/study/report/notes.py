@@ -1,0 +1,152 @@
+"""What a study's report says beside its figures and tables, as Markdown."""
+
+import importlib.metadata
+import os
+import platform
+from typing import Iterator
+
+from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.report.summary import Summary
+
+__all__ = ['how_it_was_run', 'how_to_read', 'missing_runs']
+
+_PACKAGES = (
+    'foundry_upcycle',
+    'llm-foundry',
+    'mosaicml',
+    'mosaicml-streaming',
+    'torch',
+    'numpy',
+    'scipy',
+    'matplotlib',
+)
+
+
+def missing_runs(summary: Summary) -> Iterator[str]:
+    """What a study lacks, by name: unfinished runs, and such as diverged."""
+    study = summary.study
+    lacking = [
+        place for place in study.grid.places if place not in study.by_place
+    ]
+    runs = [run for place in lacking for run in study.grid.candidates(place)]
+    untrained = [run.name for run in runs if run.name not in study.results]
+    # Of a sweep that is done, the best is still to be evaluated.
+    unevaluated = [
+        min(
+            study.grid.candidates(place),
+            key=lambda run: study.results[run.name].final_loss,
+        ).name for place in lacking if all(
+            run.name in study.results for run in study.grid.candidates(place)
+        )
+    ]
+    for what, names in (
+        ('trained', untrained),
+        ('evaluated', unevaluated),
+    ):
+        if names:
+            listed = ', '.join(f'`{name}`' for name in names)
+            yield (
+                f'**Not all runs are there.** Not {what} to the end, and left '
+                f'out: {listed}.'
+            )
+    if summary.diverged:
+        listed = ', '.join(f'`{name}`' for name in summary.diverged)
+        yield (
+            '**Runs diverged.** A loss of these is no number, and left out of '
+            f'means: {listed}.'
+        )
+
+
+def how_to_read(summary: Summary) -> str:
+    """What is matched, what intervals are over, what is left out."""
+    farthest = max(
+        _deviation(summary.grid, run)
+        for run in summary.grid.runs
+        if run.place.arm is not None
+    )
+    lines = [
+        '- Arms are matched by FLOPs, not by tokens: x is the FLOPs of the '
+        'second phase as a fraction of those of pretraining, in whole steps '
+        f'(at most {farthest:.2%} off). All arms of a duration start from one '
+        'dense model.',
+        '- Losses are cross entropies in nats per token, without the '
+        "routers' balancing loss. The final training loss is the mean of the "
+        'last 50 steps, or of the last fifth in runs of fewer than 250. That of '
+        'the dense start is on the text of pretraining: compare it with '
+        'nothing else.',
+        *_reading_intervals(summary),
+        *_reading_quality(summary),
+        '- "Ahead for good": the difference of the means, interpolated '
+        'linearly between fractions; of several crossings the last. Smaller '
+        'FLOPs than the first point were not measured.',
+        '- Left out: seeds vary the order of data and the routers of the '
+        'second phase, not the dense model; other data, other sizes and longer '
+        'training may come out otherwise; FLOPs are not time, and a mixture '
+        'trains and serves slower than its FLOPs say.',
+    ]
+    return '\n'.join(lines)
+
+
+def _deviation(grid: Grid, run: Run) -> float:
+    """By how much whole steps miss the FLOPs, as a share of them."""
+    budget = run.place.fraction * grid.dense_start(run).flops
+    return abs(run.flops / budget - 1)
+
+
+def _reading_intervals(summary: Summary) -> Iterator[str]:
+    if len(summary.grid.study.seeds) > 1:
+        yield (
+            '- Intervals are of 95 % over seeds. The spread between seeds is '
+            "estimated from all points of an arm together (Student's t with "
+            'as many degrees of freedom as there are seeds above one a point), '
+            'which assumes that it is the same at all of them. Differences '
+            'are taken between runs with the same seed. "Not told apart": the '
+            'interval includes 0. Of 20 differences that are none, one is '
+            'expected to look like one.'
+        )
+    else:
+        yield (
+            '- There is one seed, so losses have no interval: "n/a". Another '
+            'seed would give other figures, by how much is not known.'
+        )
+
+
+def _reading_quality(summary: Summary) -> Iterator[str]:
+    if summary.quality is None:
+        return
+    gauntlet, title = summary.quality.gauntlet, summary.quality.metric.title
+    n_tasks = len(gauntlet.benchmarks)
+    yield (
+        f'- {title} is of the gauntlet {gauntlet.name}: accuracies above '
+        'chance, 0 is guessing and 1 all right. "; examples" marks intervals '
+        'over the examples that tasks have, of one model; of tasks they '
+        'are for the mean over seeds, as wide as for one seed. Intervals over '
+        'seeds hold for these examples; the verdict has both.'
+    )
+    if gauntlet.left_out:
+        yield (
+            f'- {title} is over {n_tasks} of '
+            f'{n_tasks + len(gauntlet.left_out)} tasks. Left out, as not all '
+            f"runs have them: {', '.join(gauntlet.left_out)}."
+        )
+
+
+def how_it_was_run(summary: Summary) -> str:
+    """How FLOPs are counted, versions and machine."""
+    versions = ', '.join(
+        f'{package} {importlib.metadata.version(package)}'
+        for package in _PACKAGES
+    )
+    study = summary.grid.study
+    return '\n'.join([
+        '- FLOPs a token: 6 x active parameters (of a mixture the top-k '
+        'experts; without the input embedding) + 12 x layers x width x '
+        'sequence length. Left out: recomputed activations, auxiliary losses, '
+        'the optimizer.',
+        f"- Seeds of the second phase: {', '.join(map(str, study.seeds))}.",
+        f'- Where this report was written: Python {platform.python_version()}, '
+        f'{versions}; {platform.system()} {platform.machine()}, '
+        f'{os.cpu_count()} CPUs.',
+        '- Seconds of training, without evaluation, as logged by '
+        '`speed_monitor`:',
+    ])

@@ -1,0 +1,94 @@
+"""What the paper measured, as published (``paper.yaml`` says how it was read)."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Mapping
+
+import yaml
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.study.config import ModelGrid
+
+__all__ = ['PaperDuration', 'PaperPoint', 'load_paper', 'paper_durations']
+
+_FILE = Path(__file__).with_name('paper.yaml')
+_ARMS = ('cpt', 'upcycled')
+
+
+@dataclass(frozen=True)
+class PaperPoint:
+    """One run's second phase.
+
+    Args:
+        tokens: Trained on in it.
+        final_loss: Training cross entropy of its last 50 steps, nats a token.
+        core_average: Gauntlet v0.3; 0 is guessing, 1 all right.
+    """
+
+    tokens: float
+    final_loss: float
+    core_average: float
+
+
+@dataclass(frozen=True)
+class PaperDuration:
+    """One dense model of the paper, and the runs that went on from it.
+
+    Args:
+        pretraining_tokens: Of the dense model.
+        dense_start: Its Core Average.
+        arms: ``cpt`` or ``upcycled`` -> fraction of pretraining FLOPs, which
+            ascend -> what came of it.
+    """
+
+    pretraining_tokens: float
+    dense_start: float
+    arms: Mapping[str, Mapping[float, PaperPoint]]
+
+
+@cache
+def load_paper() -> Mapping[str, Mapping[str, PaperDuration]]:
+    """All of it: model (436M, 1.4B) -> duration (medium, ...) -> its runs."""
+    content = yaml.safe_load(_FILE.read_text())
+    return {
+        model: {
+            name:
+            PaperDuration(
+                duration['pretraining_tokens'],
+                duration['dense_start'],
+                {
+                    arm: {
+                        fraction: PaperPoint(**point)
+                        for fraction, point in duration[arm].items()
+                    }
+                    for arm in _ARMS
+                },
+            )
+            for name, duration in durations.items()
+        }
+        for model, durations in content.items()
+    }
+
+
+def paper_durations(model: ModelGrid) -> Mapping[str, PaperDuration]:
+    """What to draw behind a model's points, by the names of its durations.
+
+    Raises:
+        ConfigError: The paper has no such model.
+    """
+    if model.paper is None:
+        return {}
+    paper = load_paper()
+    if model.paper not in paper:
+        raise ConfigError(
+            f'models.{model.name}.paper',
+            model.paper,
+            'the paper has no such model.',
+            f"write one of {', '.join(paper)}, or remove it.",
+        )
+    return {
+        name: duration
+        for name, duration in paper[model.paper].items()
+        if name in model.durations
+    }

@@ -1,0 +1,210 @@
+"""The tables of what a study measured, as Markdown."""
+
+from dataclasses import replace
+from typing import Iterator, Optional, Sequence
+
+from foundry_upcycle.gauntlet.scores import relative_change
+from foundry_upcycle.study.config import ModelGrid
+from foundry_upcycle.study.grid import Place, Run
+from foundry_upcycle.study.report.cells import (
+    NONE,
+    markdown_table,
+    mean_cell,
+    value_cell,
+)
+from foundry_upcycle.study.report.metrics import Mean, Quality, pool_answers
+from foundry_upcycle.study.report.serving import Serving, arm_costs
+from foundry_upcycle.study.report.summary import Summary
+
+__all__ = [
+    'result_table',
+    'seconds_table',
+    'serving_table',
+    'sweep_tables',
+    'task_tables',
+]
+
+_DENSE = 'dense start'
+
+
+def result_table(summary: Summary, model: ModelGrid) -> str:
+    """Every point: what was spent, and what came of it; may be empty."""
+    head = ['duration', 'arm', 'x', 'seeds', 'steps', 'tokens', 'FLOPs']
+    head += [metric.title for metric in summary.metrics]
+    if summary.quality:
+        head.append('relative to dense start')
+    rows = [
+        _result_row(summary, point)
+        for duration in model.durations
+        for point in _points(summary, model, duration)
+    ]
+    return markdown_table(head, rows, n_left=2) if rows else ''
+
+
+def _points(
+    summary: Summary,
+    model: ModelGrid,
+    duration: str,
+) -> Iterator[Place]:
+    """Those that have a result, the dense start first."""
+    start = Place(model.name, duration)
+    if summary.results(start):
+        yield start
+    for arm in model.arms:
+        yield from summary.points(model, duration, arm)
+
+
+def _result_row(summary: Summary, point: Place) -> list[str]:
+    run = summary.run(point)
+    is_start = point.arm is None
+    row = [
+        point.duration,
+        point.arm or _DENSE,
+        NONE if is_start else f'{point.fraction:g}',
+        NONE if is_start else str(len(summary.results(point))),
+        f'{run.n_steps:,}',
+        f'{run.tokens:.3e}',
+        f'{run.flops:.3e}',
+        *(mean_cell(summary.mean(metric, point)) for metric in summary.metrics),
+    ]
+    if summary.quality:
+        metric = summary.quality.metric
+        start = replace(point, arm=None, fraction=0.0)
+        means = summary.mean(metric, point), summary.mean(metric, start)
+        row.append(NONE if is_start else _relative(*means))
+    return row
+
+
+def _relative(mean: Optional[Mean], start: Optional[Mean]) -> str:
+    if mean is None or start is None:
+        return NONE
+    if start.value <= 0:
+        return 'n/a'
+    low_high = mean.interval and (
+        relative_change(mean.interval[0], start.value),
+        relative_change(mean.interval[1], start.value),
+    )
+    change = relative_change(mean.value, start.value)
+    return value_cell(change, low_high, '+.1%')
+
+
+def sweep_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
+    """A table for each arm whose learning rate a sweep finds."""
+    for arm in model.arms:
+        runs = [
+            run for run in summary.grid.runs if run.role == 'sweep'
+            and run.place.model == model.name and run.place.arm == arm
+        ]
+        if runs:
+            place = runs[0].place
+            head = ['learning rate', 'final training loss', '']
+            rows = [_sweep_row(summary, run) for run in runs]
+            yield (
+                f'{arm}, at {place.duration}, x{place.fraction:g}, seed '
+                f'{place.seed}:\n\n{markdown_table(head, rows)}'
+            )
+
+
+def _sweep_row(summary: Summary, run: Run) -> list[str]:
+    done = summary.study.results
+    sweep = summary.grid.candidates(run.place)
+    # A sweep has found its rate when all of it is trained, evaluated or not.
+    is_chosen = all(other.name in done for other in sweep) and run == min(
+        sweep,
+        key=lambda other: done[other.name].final_loss,
+    )
+    return [
+        f'{run.learning_rate:g}',
+        f'{done[run.name].final_loss:.4f}'
+        if run.name in done else 'not finished',
+        'chosen' if is_chosen else '',
+    ]
+
+
+def task_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
+    """Accuracies at the largest fraction of each duration."""
+    if summary.quality is None:
+        return
+    for duration in model.durations:
+        fraction = summary.largest_begun(model, duration)
+        if fraction is not None:
+            points = [Place(model.name, duration)] + [
+                Place(model.name, duration, arm, fraction) for arm in model.arms
+            ]
+            table = _task_table(summary, summary.quality, points)
+            yield f'{duration}, x{fraction:g}:\n\n{table}'
+
+
+def _task_table(
+    summary: Summary,
+    quality: Quality,
+    points: Sequence[Place],
+) -> str:
+    answers = {
+        point.arm or _DENSE:
+        pool_answers(list(summary.results(point).values()))
+        for point in points
+    }
+    scores = {
+        name: quality.scores(tasks)
+        for name, tasks in answers.items()
+        if tasks is not None
+    }
+    counts = next(iter(scores.values())).n_examples
+    rows = []
+    for task in (benchmark.label for benchmark in quality.gauntlet.benchmarks):
+        n = counts[task]
+        of_task = [of.accuracies[task] for of in scores.values()]
+        rows.append([
+            task,
+            NONE if n is None else f'{n:,}',
+            *(value_cell(one.value, one.interval, '.1%') for one in of_task),
+        ])
+    averages = [of.averages[quality.metric.key] for of in scores.values()]
+    rows.append([
+        f'**{quality.metric.title}**',
+        '',
+        *(value_cell(one.value, one.interval, '.3f') for one in averages),
+    ])
+    return markdown_table(['task', 'examples', *scores], rows)
+
+
+def serving_table(
+    summary: Summary,
+    model: ModelGrid,
+    serving: Serving,
+) -> str:
+    """What each arm costs to serve, and what it reaches; may be empty."""
+    metric = summary.best_measure
+    rows = [[
+        arm,
+        duration,
+        f'{point.fraction:g}',
+        value_cell(cost.value, (cost.low, cost.high), '.2f'),
+        mean_cell(summary.mean(metric, point)),
+    ] for arm, cost in arm_costs(summary, model, serving).items()
+            if cost is not None
+            for duration in model.durations
+            for point in summary.points(model, duration, arm)]
+    head = ['arm', 'duration', 'x', 'serving cost (dense = 1)', metric.title]
+    return markdown_table(head, rows, n_left=2) if rows else ''
+
+
+def seconds_table(summary: Summary) -> str:
+    """What each run took to train."""
+    done = summary.study.results
+    results = [done[run.name] for run in summary.grid.runs if run.name in done]
+    rows = [[
+        result.run.name,
+        f'{result.run.n_steps:,}',
+        f'{result.run.flops:.3e}',
+        NONE if result.seconds is None else f'{result.seconds:,.0f}',
+    ] for result in results]
+    known = [result.seconds for result in results if result.seconds is not None]
+    rows.append([
+        '**total**',
+        f'{sum(result.run.n_steps for result in results):,}',
+        f'{sum(result.run.flops for result in results):.3e}',
+        f'{sum(known):,.0f}',
+    ])
+    return markdown_table(['run', 'steps', 'FLOPs', 'training (s)'], rows)

@@ -1,0 +1,179 @@
+"""What is done of a study is told by what its runs have left."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_study import (
+    LOSS,
+    leave_answers,
+    leave_evaluation,
+    leave_training,
+    log,
+    small_grid,
+)
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.study.grid import Grid
+from foundry_upcycle.study.measured import Measured, read_study_results
+from foundry_upcycle.study.results import RunResult
+
+DENSE = 'm_short'
+CPT = 'm_short_cpt_0.4_s17'
+SWEEP = (
+    'm_short_upcycled_0.4_s17_lr0.0001',
+    'm_short_upcycled_0.4_s17_lr0.001',
+)
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    return small_grid(tmp_path)
+
+
+def test_names(grid: Grid):
+    assert [run.name for run in grid.runs] == [DENSE, CPT, *SWEEP]
+
+
+def test_nothing_is_done_at_first(grid: Grid):
+    measured = Measured(grid)
+    for run in grid.runs:
+        assert measured.n_steps(run) == 0
+        assert not measured.is_trained(run)
+        assert not measured.is_evaluated(run)
+        assert measured.result(run) is None
+    assert measured.best(tuple(grid[name] for name in SWEEP)) is None
+
+
+@pytest.mark.parametrize(
+    'n_saved,n_logged,is_trained',
+    [(100, 100, True), (80, 100, False), (100, 99, False)],
+    ids=['all', 'not saved', 'not logged'],
+)
+def test_trained_is_saved_and_logged(
+    grid: Grid,
+    n_saved: int,
+    n_logged: int,
+    is_trained: bool,
+):
+    leave_training(grid, grid[DENSE], n_saved, n_logged)
+    assert Measured(grid).n_steps(grid[DENSE]) == n_saved
+    assert Measured(grid).is_trained(grid[DENSE]) is is_trained
+
+
+def test_sharded_checkpoints_are_seen(grid: Grid):
+    run = grid[DENSE]
+    leave_training(grid, run, n_saved=80)
+    folder = Path(grid.study.folder, 'checkpoints', run.name)
+    (folder / 'latest-sharded-rank0').symlink_to('ep0-ba100')
+    assert Measured(grid).n_steps(run) == 100
+
+
+def test_a_resumed_run_has_each_step_once(grid: Grid):
+    run = grid[CPT]
+    assert run.n_steps == 40
+    # Killed after step 30, resumed at 20.
+    log(grid, run.name, {LOSS: [9.0] * 30})
+    log(grid, run.name, {LOSS: [*[5.0] * 20, *[3.0] * 20]})
+    leave_training(grid, run, n_logged=0)
+    result = Measured(grid).result(run)
+    assert result is not None
+    assert result.train_loss.tolist() == [5.0] * 20 + [3.0] * 20
+    # A fifth of 40 steps.
+    assert result.n_final_steps == 8
+    assert result.final_loss == pytest.approx(3.0)
+
+
+def test_final_loss_is_over_a_fifth_or_50_steps(grid: Grid):
+    # Of 100 steps 20, of 300 steps 50.
+    short = np.array([*[7.0] * 79, 5.0, *[3.0] * 20])
+    long = np.array([*[7.0] * 249, 5.0, *[3.0] * 50])
+    for losses, n_steps in ((short, 20), (long, 50)):
+        result = RunResult(grid[DENSE], losses)
+        assert result.n_final_steps == n_steps
+        assert result.final_loss == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize('missing', ['losses', 'answers', None])
+def test_evaluated_is_losses_and_answers(grid: Grid, missing: str | None):
+    run = grid[DENSE]
+    if missing == 'losses':
+        leave_answers(grid, run)
+    elif missing == 'answers':
+        leave_evaluation(grid, run)
+        path = leave_answers(grid, run)
+        path.rename(f'{path}.partial')
+    else:
+        leave_evaluation(grid, run)
+    assert Measured(grid).is_evaluated(run) is (missing is None)
+
+
+def test_the_best_of_a_sweep(grid: Grid):
+    sweep = tuple(grid[name] for name in SWEEP)
+    leave_training(grid, sweep[0], loss=4.0)
+    assert Measured(grid).best(sweep) is None
+    leave_training(grid, sweep[1], loss=3.5)
+    assert Measured(grid).best(sweep) is sweep[1]
+
+
+def test_seconds_are_those_of_training(grid: Grid):
+    leave_training(grid, grid[DENSE])
+    result = Measured(grid).result(grid[DENSE])
+    assert result is not None and result.seconds is None
+    # speed_monitor logs hours.
+    log(grid, DENSE, {'time/train': [0.25, 0.5]})
+    result = Measured(grid).result(grid[DENSE])
+    assert result is not None and result.seconds == 1800
+
+
+def test_a_run_that_diverged_is_not_the_best(grid: Grid):
+    sweep = tuple(grid[name] for name in SWEEP)
+    leave_training(grid, sweep[0], loss=float('nan'))
+    leave_training(grid, sweep[1], loss=3.5)
+    assert Measured(grid).best(sweep) is sweep[1]
+    leave_evaluation(grid, sweep[1])
+    found = read_study_results(grid).by_place[sweep[0].place]
+    assert found.run is sweep[1]
+
+
+def test_results_of_a_finished_study(grid: Grid):
+    for run in grid.runs:
+        leave_training(grid, run, loss=3.5 if '0.001' in run.name else 4.0)
+    for name in (DENSE, CPT, SWEEP[1]):
+        leave_evaluation(grid, grid[name])
+    results = read_study_results(grid)
+    assert results.results.keys() == {run.name for run in grid.runs}
+    assert [result.run.name
+            for result in results.by_place.values()] == [DENSE, CPT, SWEEP[1]]
+    best = results.by_place[grid[SWEEP[1]].place]
+    assert best.evaluation is not None
+    assert best.evaluation.losses == {'domain': 4.5, 'prose': 4.5}
+    part = best.evaluation.tasks.tasks['brackets/0-shot']['brackets/0-shot']
+    assert part.accuracy == 0.5
+    load = best.expert_load
+    assert load is not None
+    assert load.steps_S.tolist() == [0]
+    assert load.layers == (0, 1, 2, 3)
+    assert load.shares_SLE.shape == (1, 4, 8)
+    # 0.001 (10 expert + layer).
+    expected = 0.001 * (10 * np.arange(8) + np.arange(4)[:, None])
+    np.testing.assert_allclose(load.shares_SLE[0], expected)
+    assert results.results[CPT].expert_load is None
+
+
+def test_a_place_has_no_result_before_its_evaluation(grid: Grid):
+    leave_training(grid, grid[DENSE])
+    leave_training(grid, grid[SWEEP[0]])
+    leave_evaluation(grid, grid[SWEEP[0]])
+    # The dense start is not evaluated, the sweep not finished.
+    assert not read_study_results(grid).by_place
+    leave_evaluation(grid, grid[DENSE])
+    assert [*read_study_results(grid).by_place] == [grid[DENSE].place]
+
+
+def test_damaged_answers_are_named(grid: Grid):
+    leave_training(grid, grid[DENSE])
+    leave_evaluation(grid, grid[DENSE])
+    leave_answers(grid, grid[DENSE]).write_text('{')
+    with pytest.raises(ConfigError, match='m_short/checkpoint.json.*not JSON'):
+        read_study_results(grid)

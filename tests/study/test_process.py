@@ -1,0 +1,153 @@
+"""Processes of a study leave nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+from foundry_upcycle.study.process import Progress, RunFailed, run_process
+
+
+def _run(folder: Path, program: str, shown: Optional[list[str]] = None) -> None:
+
+    def progress(line: str) -> Optional[str]:
+        if shown is not None:
+            shown.append(line)
+        return line.strip()
+
+    run_process(
+        [sys.executable, '-c', program],
+        folder / 'logs' / 'run.log',
+        progress,
+        print,
+    )
+
+
+def _alive(pid: int) -> bool:
+    stat = Path(f'/proc/{pid}/stat')
+    try:
+        return stat.read_text().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until_gone(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not _alive(pid)
+
+
+def test_output_goes_to_log_and_progress(tmp_path: Path, capsys):
+    shown: list[str] = []
+    _run(tmp_path, 'print("one"); print("two")', shown)
+    assert shown == ['one\n', 'two\n']
+    assert (tmp_path / 'logs' / 'run.log').read_text() == 'one\ntwo\n'
+    assert 'two' in capsys.readouterr().out
+
+
+def test_python_of_this_environment_comes_first(tmp_path: Path):
+    shown: list[str] = []
+    _run(
+        tmp_path,
+        'import shutil; print(shutil.which("python"))',
+        shown,
+    )
+    assert Path(shown[0].strip()).parent == Path(sys.executable).parent
+
+
+@pytest.mark.parametrize('given,used', [(None, str(4 * 2**30)), ('1', '1')])
+def test_large_tensors_keep_their_memory(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: Optional[str],
+    used: str,
+):
+    name = 'MALLOC_MMAP_THRESHOLD_'
+    if given is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, given)
+    shown: list[str] = []
+    _run(tmp_path, f'import os; print(os.environ["{name}"])', shown)
+    assert shown == [f'{used}\n']
+
+
+def test_failure_shows_the_end_of_the_log(tmp_path: Path):
+    program = 'import sys; print("the reason"); sys.exit(3)'
+    with pytest.raises(
+            RunFailed,
+            match=r'(?s)exit status 3. The end of .*run.log:\nthe reason',
+    ):
+        _run(tmp_path, program)
+
+
+def test_an_error_in_the_caller_ends_the_whole_group(tmp_path: Path):
+    # The child starts a grandchild, as Composer's launcher does.
+    program = (
+        'import subprocess, sys, time\n'
+        'sleep = [sys.executable, "-c", "import time; time.sleep(60)"]\n'
+        'print(subprocess.Popen(sleep).pid, flush=True)\n'
+        'time.sleep(60)\n'
+    )
+    pids: list[int] = []
+
+    def progress(line: str) -> None:
+        pids.append(int(line))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_process(
+            [sys.executable, '-c', program],
+            tmp_path / 'run.log',
+            progress,
+            print,
+        )
+    assert _wait_until_gone(pids[0])
+
+
+def test_sigterm_to_the_caller_ends_the_group(tmp_path: Path):
+    program = (
+        'import signal, sys\n'
+        'from pathlib import Path\n'
+        'from foundry_upcycle.study.process import run_process\n'
+        'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
+        'child = "import os, time; print(os.getpid(), flush=True); '
+        'time.sleep(60)"\n'
+        'run_process([sys.executable, "-c", child], Path("s.log"),\n'
+        '            str.strip, lambda line: print(line, flush=True))\n'
+    )
+    caller = subprocess.Popen(
+        [sys.executable, '-c', program],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert caller.stdout is not None
+    pid = int(caller.stdout.readline().split()[-1])
+    os.kill(caller.pid, signal.SIGTERM)
+    assert caller.wait(timeout=20) == 143
+    caller.stdout.close()
+    assert _wait_until_gone(pid)
+
+
+def test_progress_reads_composers_log():
+    progress = Progress()
+    log = (
+        '[batch=10/300]:\n'
+        '\t Train time/batch: 9\n'
+        '\t Train metrics/train/LanguageCrossEntropy: 4.5678\n'
+        '\t Train throughput/tokens_per_sec: 12345.6\n'
+        '[Eval batch=1/8] Eval on eval/domain data\n'
+        '[Eval batch=2/8] Eval on eval/domain data\n'
+    )
+    shown = [text for text in map(progress, log.splitlines()) if text]
+    assert shown == [
+        'step 10/300  loss 4.568  12,346 tokens/s',
+        'evaluates on eval/domain',
+    ]

@@ -1,0 +1,232 @@
+"""A study is run in order, once, by one runner; a failure stops no other run."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any, Sequence
+
+import pytest
+import yaml
+from small_study import leave, leave_evaluation, leave_training, small_grid
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.study import runner
+from foundry_upcycle.study.grid import Grid
+from foundry_upcycle.study.measured import Measured
+from foundry_upcycle.study.process import RunFailed
+from foundry_upcycle.study.run_yamls import RunFiles, write_yamls
+from foundry_upcycle.study.runner import StudyRunner, dry_run
+from foundry_upcycle.study.tasks import Task, list_tasks
+
+SWEPT = 'm_short_upcycled_0.4_s17'
+
+
+class Machine:
+    """Stands in for processes: a task leaves at once what it would leave."""
+
+    def __init__(self, grid: Grid):
+        self.grid = grid
+        self.tasks = {task.name: task for task in list_tasks(grid)}
+        self.commands: dict[str, list[str]] = {}
+        self.broken: set[str] = set()  # They end with an error.
+        self.idle: set[str] = set()  # They end without one, and do nothing.
+
+    def __call__(
+        self,
+        command: Sequence[str],
+        log_path: Path,
+        progress: Any,
+        say: Any,
+    ) -> None:
+        name = Path(command[2]).stem
+        assert name not in self.commands, 'it is run twice'
+        self.commands[name] = list(command)
+        log_path.parent.mkdir(exist_ok=True)
+        log_path.write_text('the end\n')
+        if name in self.broken:
+            raise RunFailed('exit status 1.')
+        say('works')
+        if name not in self.idle:
+            loss = {'loss': 2.5} if name.endswith('lr0.001') else {}
+            leave(self.grid, self.tasks[name], **loss)
+
+
+@pytest.fixture
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
+    for script in ('train.py', 'eval.py'):
+        (tmp_path / script).touch()
+    monkeypatch.chdir(tmp_path)
+    # The tasks' files are not there.
+    monkeypatch.setattr(runner, '_check_evaluation', lambda _: None)
+    return small_grid(tmp_path, seeds=[17, 18])
+
+
+@pytest.fixture
+def machine(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    found = Machine(grid)
+    monkeypatch.setattr(runner, 'run_process', found)
+    return found
+
+
+def test_everything_is_run_in_order(grid: Grid, machine: Machine):
+    said: list[str] = []
+    assert StudyRunner(grid, said.append).run()
+    assert list(machine.commands) == [
+        'm_short',
+        'm_short_eval',
+        'm_short_cpt_0.4_s17',
+        'm_short_cpt_0.4_s17_eval',
+        'm_short_cpt_0.4_s18',
+        'm_short_cpt_0.4_s18_eval',
+        f'{SWEPT}_lr0.0001',
+        f'{SWEPT}_lr0.001',
+        f'{SWEPT}_lr0.001_eval',
+        'm_short_upcycled_0.4_s18',
+        'm_short_upcycled_0.4_s18_eval',
+    ]
+    assert f'[9/12 {SWEPT}_lr0.0001_eval] not needed' in said
+    program, script, path, *settings = machine.commands[
+        'm_short_upcycled_0.4_s18']
+    assert Path(program).name == 'composer' and script == 'train.py'
+    assert Path(path).is_file()
+    # quickstart_upcycle.yaml: 5e-4 with a weight decay of 2.5e-5.
+    assert settings == ['optimizer.lr=0.001', 'optimizer.weight_decay=5e-05']
+    assert machine.commands['m_short_eval'][1] == 'eval.py'
+
+
+def test_what_is_done_is_not_run_again(grid: Grid, machine: Machine):
+    StudyRunner(grid).run()
+    machine.commands.clear()
+    assert StudyRunner(grid).run()
+    assert not machine.commands
+
+
+def test_a_failure_stops_only_what_needs_it(grid: Grid, machine: Machine):
+    said: list[str] = []
+    machine.broken = {'m_short_cpt_0.4_s17', f'{SWEPT}_lr0.0001'}
+    assert not StudyRunner(grid, said.append).run()
+    assert 'm_short_cpt_0.4_s18_eval' in machine.commands
+    assert f'{SWEPT}_lr0.001' in machine.commands
+    for name in ('m_short_cpt_0.4_s17_eval', 'm_short_upcycled_0.4_s18'):
+        assert name not in machine.commands
+        assert f'[{name}] not done: waits for what failed.' in said
+    assert '[m_short_cpt_0.4_s17] not done: exit status 1.' in said
+    # Mended, the rest is done.
+    machine.broken.clear()
+    machine.commands.clear()
+    assert StudyRunner(grid).run()
+    assert 'm_short' not in machine.commands
+    assert 'm_short_upcycled_0.4_s18_eval' in machine.commands
+
+
+def test_a_run_that_leaves_nothing_has_failed(grid: Grid, machine: Machine):
+    said: list[str] = []
+    machine.idle = {'m_short_cpt_0.4_s17'}
+    assert not StudyRunner(grid, said.append).run()
+    (line, ) = [line for line in said if '] failed: ' in line]
+    assert 'without an error and without all that it was to measure' in line
+    assert line.endswith('m_short_cpt_0.4_s17.log:\nthe end')
+
+
+def test_a_run_that_was_interrupted_goes_on(grid: Grid, machine: Machine):
+    write_yamls(grid)
+    leave_training(grid, grid['m_short'], n_saved=20, n_logged=25)
+    said: list[str] = []
+    StudyRunner(grid, said.append).run()
+    assert said[0].startswith('[1/12 m_short] goes on')
+    assert said[2].startswith('[1/12 m_short] done in ')
+
+
+def test_two_runners_exclude_each_other(grid: Grid, machine: Machine):
+    folder = grid.study.folder
+    folder.mkdir()
+    with (folder / '.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write('process 5 on node1')
+        lock.flush()
+        match = 'folder=.*another runner works on it .process 5 on node1.'
+        with pytest.raises(ConfigError, match=match):
+            StudyRunner(grid).run()
+    assert not machine.commands
+    assert StudyRunner(grid).run()
+    assert f'process {os.getpid()} on ' in (folder / '.lock').read_text()
+
+
+def test_a_changed_study_is_refused(grid: Grid, tmp_path: Path):
+    write_yamls(grid)
+    leave_training(grid, grid['m_short'])
+    changed = yaml.safe_load((tmp_path / 'study.yaml').read_text())['models']
+    changed['m']['durations'] = {'short': '200ba'}
+    with pytest.raises(ConfigError,
+                       match='(?s)m_short has.*-max_duration: 100'):
+        StudyRunner(small_grid(tmp_path, models=changed)).run()
+
+
+@pytest.mark.parametrize('script', ['train.py', 'eval.py'])
+def test_a_folder_without_the_scripts(grid: Grid, script: str):
+    Path(script).unlink()
+    with pytest.raises(ConfigError, match=f'there is no {script} in it'):
+        StudyRunner(grid).run()
+    assert not grid.study.folder.exists()
+
+
+def test_tasks_are_checked_before_anything_is_run(
+    grid: Grid,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.undo()
+    monkeypatch.chdir(grid.study.folder.parent)
+    with pytest.raises(ConfigError, match='icl_tasks=.*there is no such file'):
+        StudyRunner(grid).run()
+    assert not machine.commands
+
+
+def test_dry_run_prints_what_is_left(grid: Grid):
+    write_yamls(grid)
+    files = RunFiles(grid.study, 'm_short')
+    lines = list(dry_run(grid))
+    assert len(lines) == 12
+    assert lines[0] == f'composer train.py {files.train_yaml}'
+    assert lines[1] == f'composer eval.py {files.eval_yaml}'
+    swept = '# m_short_upcycled_0.4_s18: its learning rate is not known yet'
+    assert swept in lines
+    leave_training(grid, grid['m_short'])
+    leave_evaluation(grid, grid['m_short'])
+    leave_training(grid, grid[f'{SWEPT}_lr0.0001'])
+    leave_training(grid, grid[f'{SWEPT}_lr0.001'], loss=9.0)
+    lines = list(dry_run(grid))
+    # Not the dense start's two, the sweep's two, its loser's evaluation.
+    assert len(lines) == 7
+    assert lines[-2].endswith(
+        's18.yaml optimizer.lr=0.0001 optimizer.weight_decay=5e-06',
+    )
+
+
+def test_time_left(grid: Grid):
+    pace = runner._Pace(grid)
+    measured = Measured(grid)
+    dense, dense_eval, cpt = list_tasks(grid)[:3]
+    assert (dense.kind, dense_eval.kind,
+            cpt.kind) == ('train', 'evaluate', 'train')
+    # Before anything is known: half of 1e12 FLOPs a second.
+    expected = (dense.run.flops + cpt.run.flops) / 5e11
+    tasks = (dense, dense_eval, cpt)
+    assert pace.left(measured, tasks) == pytest.approx(expected)
+    # 10 s to start and 100 s for 100 steps; continued pretraining has 40.
+    pace.add(dense, 10.0, 110.0)
+    assert pace.left(measured, (cpt, )) == pytest.approx(10 + 40)
+    # A mixture is taken to be as fast, until one is done.
+    mixture = Task('train', grid['m_short_upcycled_0.4_s18'])
+    share = mixture.run.flops / dense.run.flops
+    assert pace.left(measured, (mixture, )) == pytest.approx(10 + 100 * share)
+    pace.add(mixture, 20.0, 220.0)
+    assert pace.left(measured, (mixture, )) == pytest.approx(15 + 200)
+    pace.add(dense_eval, 5.0, 8.0)
+    assert pace.left(measured, (dense_eval, )) == pytest.approx(8)
+
+
+def test_what_is_done_takes_no_time(grid: Grid):
+    leave_training(grid, grid['m_short'])
+    task = Task('train', grid['m_short'])
+    assert runner._Pace(grid).left(Measured(grid), (task, )) == 0
