@@ -1,0 +1,480 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from llmfoundry.utils.builders import build_optimizer
+from llmfoundry.utils.config_utils import (
+    EVAL_CONFIG_KEYS,
+    TRAIN_CONFIG_KEYS,
+    EvalConfig,
+    TrainConfig,
+    make_dataclass_and_log_config,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from study.study_files import GONE, YAMLS, StudyFiles
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.study.config import read_study
+from foundry_upcycle.study.grid import Grid, plan_grid
+from foundry_upcycle.study.run_yamls import (
+    RunFiles,
+    evaluation_run_name,
+    learning_rate_overrides,
+    require_unchanged,
+    train_yaml,
+    write_yamls,
+)
+
+DENSE, CPT, UPCYCLED = 'm_short', 'm_short_cpt_0.5_s17', 'm_short_upcycled_1_s17'
+SWEPT = 'm_short_upcycled_0.5_s17_lr0.002'
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> StudyFiles:
+    return StudyFiles(tmp_path).set('study', 'evaluation', 'eval.yaml')
+
+
+def planned(grid: Grid, name: str) -> DictConfig:
+    config = OmegaConf.create(train_yaml(grid, grid[name]))
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def evaluated(grid: Grid, name: str) -> DictConfig:
+    config = OmegaConf.load(RunFiles(grid.study, name).eval_yaml)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def start(grid: Grid, name: str) -> None:
+    """Leaves what a training leaves first."""
+    log = RunFiles(grid.study, name).train_log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+
+
+def bytes_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob('*.yaml')}
+
+
+@pytest.fixture(
+    params=['430m', '1b', 'example', 'quickstart', 'quickstart_tiny']
+)
+def ours(request, tmp_path: Path, monkeypatch) -> Grid:
+    grid = plan_grid(read_study(YAMLS / f'study_{request.param}.yaml'))
+    monkeypatch.chdir(tmp_path)  # Its folder is relative.
+    write_yamls(grid)
+    return grid
+
+
+def test_foundry_accepts_them(ours: Grid):
+    # One of each kind: the dense start, a sweep's, the arms'.
+    runs = {(run.role, run.place.arm): run for run in ours.runs}.values()
+    assert len(runs) >= 3
+    for run in runs:
+        files = RunFiles(ours.study, run.name)
+        # Raises on an unknown key and on a missing mandatory one.
+        _, config = make_dataclass_and_log_config(
+            OmegaConf.load(files.train_yaml),
+            TrainConfig,
+            TRAIN_CONFIG_KEYS,
+            transforms='all',
+        )
+        assert config.run_name == run.name
+        assert config.autoresume
+        assert config.save_folder == str(files.checkpoints)
+        _, config = make_dataclass_and_log_config(
+            OmegaConf.load(files.eval_yaml),
+            EvalConfig,
+            EVAL_CONFIG_KEYS,
+            icl_tasks_required=True,
+        )
+        assert config.run_name == evaluation_run_name(run.name)
+        assert [entry['model_name'] for entry in config.models] == [run.name]
+        assert config.models[0]['load_path'].startswith(str(files.checkpoints))
+
+
+def test_sharded_checkpoints_have_another_name():
+    grid = plan_grid(read_study(YAMLS / 'study_430m.yaml'))
+    source = 'runs/study_430m/checkpoints/430m_long/latest-sharded-rank0'
+    cpt = planned(grid, '430m_long_cpt_0.2_s17')
+    assert cpt.load_path == source
+    upcycled = planned(grid, '430m_long_upcycled_0.2_s17')
+    assert upcycled.callbacks.sparse_upcycling.source_path == source
+    # 20e9 of 4,194,304 tokens a step are 4768.4; the dense run has 23,842
+    # steps, and 0.2 of it in tokens is what max_duration and warm-up count.
+    assert cpt.max_duration == f'{4768 * 4_194_304}tok'
+
+
+def test_the_dense_start(files: StudyFiles):
+    grid = files.grid()
+    config = planned(grid, DENSE)
+    assert config.run_name == DENSE
+    assert config.max_duration == '200ba'
+    assert config.save_folder == str(grid.study.folder / 'checkpoints' / DENSE)
+    assert config.autoresume is True
+    # As its YAML has them.
+    assert (config.seed, config.train_loader.dataset.shuffle_seed) == (5, 6)
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-3, 1e-4)
+    assert 'load_path' not in config
+    assert 'callbacks' not in config
+
+
+def test_continued_pretraining_starts_from_its_weights(files: StudyFiles):
+    grid = files.set('study', 'seeds', [18]).grid()
+    config = planned(grid, 'm_long_cpt_0.5_s18')
+    checkpoints = grid.study.folder / 'checkpoints'
+    assert config.load_path == f'{checkpoints}/m_long/latest-rank0.pt'
+    assert config.load_weights_only is True
+    assert config.save_folder == f'{checkpoints}/m_long_cpt_0.5_s18'
+    assert config.max_duration == '200ba'
+    assert (config.seed, config.train_loader.dataset.shuffle_seed) == (18, 18)
+    assert 'callbacks' not in config
+
+
+def test_upcycling_starts_from_its_weights(files: StudyFiles):
+    grid = files.set('study', 'seeds', [18]).grid()
+    config = planned(grid, 'm_long_upcycled_0.5_s18')
+    assert config.callbacks.sparse_upcycling == {
+        'source_path':
+        f'{grid.study.folder}/checkpoints/m_long/latest-rank0.pt',
+        'recipe': {
+            'name': 'copy'
+        },
+        'seed': 18,
+    }
+    assert (config.seed, config.train_loader.dataset.shuffle_seed) == (18, 18)
+    # The callback refuses to act on a model that was loaded.
+    assert 'load_path' not in config
+    assert 'load_weights_only' not in config
+
+
+def test_a_loader_without_a_dataset_has_no_seed(files: StudyFiles):
+    loader = {'name': 'finetuning'}
+    grid = files.set('cpt', 'train_loader', loader).grid()
+    assert planned(grid, CPT).train_loader == loader
+
+
+@pytest.mark.parametrize(
+    'optimizer,decays',
+    [('decoupled_lionw', True), ('decoupled_adamw', True), ('adam', False)],
+)
+def test_weight_decay_is_scaled_where_it_is_decoupled(
+    files: StudyFiles,
+    optimizer: str,
+    decays: bool,
+):
+    files.set_all('optimizer.name', optimizer)
+    for name in ('pretrain', 'arms.cpt'):
+        files.set('study', f'models.m.{name}.lr', 4e-3)
+    grid = files.grid()
+    # Four times the YAML's learning rate.
+    decay = 4e-4 if decays else 1e-4
+    for name in (DENSE, CPT):
+        config = planned(grid, name).optimizer
+        assert config.lr == 4e-3
+        assert config.weight_decay == pytest.approx(decay)
+    assert planned(grid, UPCYCLED).optimizer.lr == 1e-3
+    assert learning_rate_overrides(grid[UPCYCLED], 2e-3) == pytest.approx({
+        'optimizer.lr':
+        2e-3,
+        'optimizer.weight_decay':
+        2e-4 if decays else 1e-4,
+    })
+
+
+def test_a_swept_learning_rate_is_to_be_set(files: StudyFiles):
+    files.set('study', 'models.m.arms.upcycled.lr', [1e-3, 2e-3])
+    grid = files.grid()
+    tried = planned(grid, SWEPT)
+    assert tried.optimizer.lr == 2e-3
+    assert tried.optimizer.weight_decay == pytest.approx(2e-4)
+    assert tried.run_name == SWEPT
+    assert tried.callbacks.sparse_upcycling.seed == 17
+    config = planned(grid, UPCYCLED)
+    for key in ('lr', 'weight_decay'):
+        assert OmegaConf.is_missing(config.optimizer, key)
+        with pytest.raises(MissingMandatoryValue, match=f'optimizer.{key}'):
+            config.optimizer[key]
+    # Foundry does not look into its sections, but its optimizer does.
+    _, foundrys = make_dataclass_and_log_config(
+        config,
+        TrainConfig,
+        TRAIN_CONFIG_KEYS,
+        transforms='all',
+    )
+    optimizer = dict(foundrys.optimizer)
+    with pytest.raises(TypeError, match='not supported between .*str'):
+        build_optimizer(
+            torch.nn.Linear(2, 2),
+            optimizer.pop('name'),
+            optimizer,
+        )
+    # The other arm is not swept.
+    assert planned(grid, CPT).optimizer.lr == 1e-3
+
+
+def test_overrides_and_variables_arrive(files: StudyFiles):
+    files.set('study', 'variables', {'tokenizer': 'another'})
+    overrides = {
+        'scheduler': {
+            't_warmup': '5ba'
+        },
+        'train_loader': {
+            'dataset': {
+                'local': '${variables.tokenizer}/data'
+            },
+        },
+        'eval_interval': 0,
+    }
+    files.set('study', 'models.m.arms.cpt.overrides', overrides)
+    grid = files.grid()
+    config = planned(grid, CPT)
+    assert config.tokenizer.name == 'another'
+    assert config.scheduler == {'name': 'cosine_with_warmup', 't_warmup': '5ba'}
+    assert config.train_loader.dataset.local == 'another/data'
+    assert config.eval_interval == 0
+    assert config.variables.lr == 1e-3
+    # Of this arm alone.
+    assert planned(grid, UPCYCLED).scheduler.t_warmup == '10ba'
+    assert 'eval_interval' not in planned(grid, UPCYCLED)
+    assert planned(grid, UPCYCLED).tokenizer.name == 'another'
+
+
+@pytest.mark.parametrize(
+    'name,arm,fraction',
+    [(DENSE, 'dense', '0'), (CPT, 'cpt', '0.5'), (UPCYCLED, 'upcycled', '1')],
+)
+def test_they_log_to_the_studys_mlflow(files, name, arm, fraction):
+    files.set('study', 'tracking_uri', 'http://tracking')
+    grid = files.grid()
+    write_yamls(grid)
+    mlflow = {
+        'experiment_name': 'small',
+        'tracking_uri': 'http://tracking',
+        'tags': {
+            'model': 'm',
+            'duration': 'short',
+            'arm': arm,
+            'fraction': fraction,
+        },
+        'resume': True,
+        'synchronous': True,
+        'log_system_metrics': False,
+        'log_duplicated_metric_every_n_steps': 1,
+    }
+    assert planned(grid, name).loggers == {'mlflow': mlflow}
+    assert evaluated(grid, name).loggers == {'mlflow': mlflow}
+
+
+def test_other_loggers_are_kept(files: StudyFiles):
+    loggers = {
+        'wandb': {
+            'project': 'mine'
+        },
+        'mlflow': {
+            'resume': False,
+            'rename_metrics': {
+                'a': 'b'
+            },
+            'tags': {
+                'team': 'ours'
+            },
+        },
+    }
+    for file in ('cpt', 'eval'):
+        files.set(file, 'loggers', loggers)
+    grid = files.set('upcycled', 'loggers', None).grid()
+    write_yamls(grid)
+    for config in (planned(grid, CPT), evaluated(grid, CPT)):
+        assert config.loggers.wandb == {'project': 'mine'}
+        assert config.loggers.mlflow.rename_metrics == {'a': 'b'}
+        assert config.loggers.mlflow.tags.team == 'ours'
+        assert config.loggers.mlflow.tags.arm == 'cpt'
+        assert config.loggers.mlflow.resume is True
+    # `loggers:` with nothing below it.
+    assert planned(grid, UPCYCLED).loggers.mlflow.tags.arm == 'upcycled'
+
+
+def test_the_model_is_evaluated_as_it_was_trained(files: StudyFiles):
+    files.set('cpt', 'model.init_device', 'cpu')
+    files.set('study', 'variables', {'tokenizer': 'another'})
+    grid = files.grid()
+    write_yamls(grid)
+    for name, device in ((DENSE, 'mixed'), (CPT, 'cpu'), (UPCYCLED, 'mixed')):
+        config = evaluated(grid, name)
+        model: Any = OmegaConf.to_container(
+            planned(grid, name),
+            resolve=True,
+        )
+        expected = {**model['model'], 'init_device': device}
+        # Resolved: it stands in another YAML, with other variables.
+        unresolved: Any = OmegaConf.to_container(config)
+        assert unresolved['models'] == [{
+            'model_name': name,
+            'load_path': f"{model['save_folder']}/latest-rank0.pt",
+            'tokenizer': {
+                'name': 'another',
+                'kwargs': {
+                    'model_max_length': 4
+                },
+            },
+            'model': expected,
+        }]
+
+
+def test_the_rest_of_an_evaluation(files: StudyFiles):
+    files.set('eval', 'models', [{'model_name': 'another'}])
+    callbacks = {
+        'icl_results': {
+            'folder': 'elsewhere',
+            'eval_gauntlet': 'mine.yaml'
+        },
+        'trim_icl_padding': {},
+    }
+    files.set('eval', 'callbacks', callbacks)
+    grid = files.grid()
+    write_yamls(grid)
+    config = evaluated(grid, CPT)
+    assert config.run_name == f'{CPT}_eval'
+    assert config.max_seq_len == 4  # The YAML's is 2.
+    assert config.icl_tasks == 'tasks.yaml'
+    assert config.callbacks == {
+        'icl_results': {
+            'folder': str(grid.study.folder / 'answers' / CPT),
+            'eval_gauntlet': 'mine.yaml',
+            'overwrite': True,
+        },
+        'trim_icl_padding': {},
+    }
+
+
+def test_a_yaml_for_each_run(files: StudyFiles, tmp_path: Path):
+    grid = files.grid()
+    write_yamls(grid)
+    folder = tmp_path / 'results/yamls'
+    names = {run.name for run in grid.runs}
+    names |= {f'{name}_eval' for name in names}
+    assert {path.name
+            for path in folder.iterdir()} == {f'{name}.yaml'
+                                              for name in names}
+    text = RunFiles(grid.study, CPT).train_yaml.read_text()
+    assert text.startswith(f'# Planned from {tmp_path}/cpt.yaml by ')
+    assert text == train_yaml(grid, grid[CPT])
+
+
+def test_without_an_evaluation(files: StudyFiles, tmp_path: Path):
+    grid = files.set('study', 'evaluation', GONE).grid()
+    write_yamls(grid)
+    assert not list(tmp_path.rglob('*_eval.yaml'))
+
+
+def test_planning_twice_changes_nothing(files: StudyFiles, tmp_path: Path):
+    grid = files.grid()
+    write_yamls(grid)
+    before = bytes_of(tmp_path / 'results')
+    for run in grid.runs:
+        start(grid, run.name)
+    again = files.grid()
+    require_unchanged(again)
+    write_yamls(again)
+    assert bytes_of(tmp_path / 'results') == before
+
+
+def test_a_run_that_has_not_started_may_change(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    start(grid, DENSE)
+    write_yamls(files.set('cpt', 'optimizer.lr', 2e-3).grid())
+    config = OmegaConf.load(RunFiles(grid.study, CPT).train_yaml)
+    assert config.optimizer.lr == 2e-3
+
+
+@pytest.mark.parametrize('sign', ['train_log', 'checkpoints'])
+def test_a_run_that_has_started_may_not(files: StudyFiles, tmp_path, sign):
+    files.set('cpt', 'optimizer.lr', 1e-3)
+    grid = files.grid()
+    write_yamls(grid)
+    before = bytes_of(tmp_path / 'results')
+    getattr(RunFiles(grid.study, CPT), sign).mkdir(parents=True)
+    # Nor is the other arm's, which has not started, replaced.
+    files.set('upcycled', 'seed', 9)
+    changed = files.set('cpt', 'optimizer.lr', 5e-4).grid()
+    path = tmp_path / 'results/yamls' / f'{CPT}.yaml'
+    with pytest.raises(
+            ConfigError,
+            match=f"^folder='{tmp_path}/results': {CPT} has started with other "
+            'settings than it would have now. Fix: undo the change, or name '
+            'another folder. The difference:\n'
+            rf'--- {path} \(has started\)\n'
+            r'\+\+\+ as the study now plans it\n'
+            r'@@ .* @@\n'
+            '   name: decoupled_lionw\n'
+            '-  lr: 0.001\n'
+            r'\+  lr: 0.0005\n'
+            '   weight_decay: 0.0001$',
+    ):
+        write_yamls(changed)
+    assert bytes_of(tmp_path / 'results') == before
+    with pytest.raises(ConfigError, match='-  lr: 0.001\n.  lr: 0.0005\n'):
+        require_unchanged(changed)
+
+
+def test_an_evaluation_that_has_started_may_not_change(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    start(grid, evaluation_run_name(CPT))
+    changed = files.set('eval', 'icl_tasks', 'others.yaml').grid()
+    with pytest.raises(
+            ConfigError,
+            match=f'{CPT}_eval has started with other settings(?s:.*)'
+            '-icl_tasks: tasks.yaml\n.icl_tasks: others.yaml\n',
+    ):
+        require_unchanged(changed)
+
+
+def test_it_does_not_matter_where_a_study_is_read_from(files, monkeypatch):
+    grid = files.grid()
+    write_yamls(grid)
+    start(grid, CPT)
+    monkeypatch.chdir(files.folder)
+    again = plan_grid(read_study('study.yaml'))
+    # The header names another path.
+    assert train_yaml(again, again[CPT]) != train_yaml(grid, grid[CPT])
+    require_unchanged(again)
+
+
+def test_more_runs_are_no_change(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    for run in grid.runs:
+        start(grid, run.name)
+    files.set('study', 'models.m.fractions', [0.5, 0.75, 1.0])
+    files.set('study', 'seeds', [17, 18])
+    more = files.grid()
+    # 2 starts; of 2 arms, 2 durations, 3 fractions and 2 seeds.
+    assert (len(grid.runs), len(more.runs)) == (10, 26)
+    write_yamls(more)
+    assert all(
+        RunFiles(more.study, r.name).train_yaml.exists() for r in more.runs
+    )
+
+
+def test_fewer_runs_are_a_change(files: StudyFiles, tmp_path: Path):
+    grid = files.grid()
+    write_yamls(grid)
+    files.set('study', 'models.m.fractions', [1.0])
+    fewer = files.grid()
+    write_yamls(fewer)  # Nothing has started.
+    start(grid, CPT)
+    start(grid, evaluation_run_name(CPT))
+    before = bytes_of(tmp_path / 'results')
+    with pytest.raises(
+            ConfigError,
+            match=f"^folder='{tmp_path}/results': it has results of {CPT}, "
+            f'{CPT}_eval, which the study no longer has. Fix: undo the change',
+    ):
+        write_yamls(fewer)
+    assert bytes_of(tmp_path / 'results') == before
