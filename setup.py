@@ -46,7 +46,7 @@ setup(
     package_dir={'foundry_upcycle.eval_gauntlet': 'eval_gauntlet'},
     package_data={
         'foundry_upcycle.eval_gauntlet': ['*.yaml', '*.txt'],
-        'foundry_upcycle.study.report': ['*.yaml'],
+        'foundry_upcycle.study': ['*.yaml'],
     },
     python_requires='>=3.11',
     install_requires=[

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from foundry_upcycle.gauntlet.results import write_results
 from foundry_upcycle.study.config import read_study
 from foundry_upcycle.study.grid import Grid, Run, plan_grid
-from foundry_upcycle.study.run_yamls import RunFiles
+from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.tasks import Task, list_tasks
 
 __all__ = [
@@ -71,6 +71,7 @@ def write_study(folder: Path, **changes: Any) -> Path:
         },
         **changes,
     }
+    study = {key: value for key, value in study.items() if value is not None}
     path = folder / 'study.yaml'
     path.write_text(yaml.safe_dump(study))
     return path

@@ -83,6 +83,18 @@ class BaseYaml:
         assert isinstance(config, DictConfig)  # It has keys.
         seq_len = _select(phase.yaml, config, 'max_seq_len', int)
         batch_size = _select(phase.yaml, config, 'global_train_batch_size', int)
+        for name, size in (
+            ('max_seq_len', seq_len),
+            ('global_train_batch_size', batch_size),
+        ):
+            if size < 1:
+                raise ConfigError(
+                    f'{phase.yaml}: {name}',
+                    size,
+                    'a step would have no tokens.',
+                    'set it to 1 or more.',
+                )
+        _select(phase.yaml, config, 'tokenizer', DictConfig)
         model = _select(phase.yaml, config, 'model', DictConfig)
         duration = _select(phase.yaml, config, 'max_duration', (str, int))
         _check_optimizer(key, phase, config)

@@ -182,8 +182,9 @@ class _Section:
             return default
         kinds = kind if isinstance(kind, tuple) else (kind, )
         # True is an int to Python.
-        if not isinstance(value, kinds) or isinstance(
-                value, bool) or not (value or value == 0):
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        is_empty = not value and value != 0 and value != default
+        if not fits or is_empty:
             raise ConfigError(
                 self.key(key),
                 value,

@@ -68,6 +68,13 @@ class EvaluationYaml:
                 'name an eval YAML with icl_tasks.',
             )
         assert isinstance(config, DictConfig)  # It has keys.
+        if 'eval_loader' in config:
+            raise ConfigError(
+                f'{path}: eval_loader',
+                str(config.eval_loader),
+                'a study needs the label of each held-out text.',
+                'write eval_loaders, a list of loaders with labels.',
+            )
         return cls(
             path,
             config,
@@ -76,8 +83,7 @@ class EvaluationYaml:
 
     @cached_property
     def gauntlet(self) -> Optional[Gauntlet]:
-        """How tasks are scored; None: only their
-        accuracies are known.
+        """How tasks are scored; None: only their accuracies are known.
 
         Raises:
             ConfigError: Its YAML can't be read.

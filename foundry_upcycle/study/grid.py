@@ -11,6 +11,7 @@ from foundry_upcycle.planning.isoflop import steps_for_budget
 from foundry_upcycle.study.base_yaml import BaseYaml, require_same_model
 from foundry_upcycle.study.config import ModelGrid, Study
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
+from foundry_upcycle.study.paper import paper_durations
 
 __all__ = ['Grid', 'Place', 'Role', 'Run', 'evaluation_run_name', 'plan_grid']
 
@@ -171,18 +172,8 @@ def plan_grid(study: Study) -> Grid:
 
 def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:
     key = f'models.{model.name}'
-    base = BaseYaml.read(
-        f'{key}.pretrain',
-        model.pretrain,
-        study.variables,
-    )
-    if len(model.pretrain.learning_rates) > 1:
-        raise ConfigError(
-            f'{key}.pretrain.lr',
-            list(model.pretrain.learning_rates),
-            'only arms are swept.',
-            'write one learning rate.',
-        )
+    paper_durations(model)  # Raises where the paper has no such model.
+    base = _read_pretraining(key, study, model)
     starts = [
         _plan_dense(key, model, base, name, text)
         for name, text in model.durations.items()
@@ -209,6 +200,29 @@ def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:
                     # That one is the best of the sweep.
                     if not (sweep and place == first):
                         yield _plan_arm(key, start, arm, place, sweep)
+
+
+def _read_pretraining(key: str, study: Study, model: ModelGrid) -> BaseYaml:
+    base = BaseYaml.read(
+        f'{key}.pretrain',
+        model.pretrain,
+        study.variables,
+    )
+    if len(model.pretrain.learning_rates) > 1:
+        raise ConfigError(
+            f'{key}.pretrain.lr',
+            list(model.pretrain.learning_rates),
+            'only arms are swept.',
+            'write one learning rate.',
+        )
+    if base.is_upcycling:
+        raise ConfigError(
+            f'{key}.pretrain.yaml',
+            str(base.path),
+            'it upcycles a dense model; pretraining makes one.',
+            'name a train YAML of mpt_causal_lm.',
+        )
+    return base
 
 
 def _plan_dense(

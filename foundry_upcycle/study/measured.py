@@ -7,7 +7,7 @@ from typing import Optional
 import numpy as np
 
 from foundry_upcycle.gauntlet.results import ModelResults, read_results
-from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
 from foundry_upcycle.study.results import (
     Evaluation,
     ExpertLoad,
@@ -15,7 +15,7 @@ from foundry_upcycle.study.results import (
     StudyResults,
     best_of,
 )
-from foundry_upcycle.study.run_yamls import RunFiles, evaluation_run_name
+from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.tracking import Tracking
 
 __all__ = ['Measured', 'read_study_results']
@@ -69,11 +69,17 @@ class Measured:
         if not all(map(self.is_trained, sweep)):
             return None
         results = [RunResult(run, self._train_loss(run)) for run in sweep]
-        return best_of(results).run if results else None
+        return best_of(results).run
 
     def learning_rate(self, run: Run) -> Optional[float]:
-        """What the sweep that a run waits for has found; None before."""
-        best = self.best(self.grid.sweep_for(run))
+        """The study's, or what its sweep has found.
+
+        None before that, or where the YAML's own is taken.
+        """
+        sweep = self.grid.sweep_for(run)
+        if not sweep:
+            return run.learning_rate
+        best = self.best(sweep)
         return None if best is None else best.learning_rate
 
     def result(self, run: Run) -> Optional[RunResult]:

@@ -4,7 +4,7 @@ from typing import Iterator, Optional, Sequence
 
 from foundry_upcycle.study.grid import Grid, Run
 from foundry_upcycle.study.measured import Measured
-from foundry_upcycle.study.report.paper import paper_durations
+from foundry_upcycle.study.paper import paper_durations
 from foundry_upcycle.study.tasks import list_tasks, state
 
 __all__ = ['plan_lines', 'status_lines']

@@ -1,45 +1,19 @@
 """The Foundry YAMLs of a study's runs: one to train, one to evaluate."""
 
-import difflib
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Optional
 
 from omegaconf import DictConfig, OmegaConf
 
-from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import Study
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
 from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
+from foundry_upcycle.study.run_files import RunFiles
 
-__all__ = [
-    'RunFiles',
-    'evaluation_run_name',
-    'learning_rate_overrides',
-    'require_unchanged',
-    'train_yaml',
-    'write_yamls',
-]
+__all__ = ['eval_yaml', 'train_yaml']
 
 
-class RunFiles:
-    """Where a run's files lie in the folder of its study.
-
-    Args:
-        study: The study.
-        name: The run.
-    """
-
-    def __init__(self, study: Study, name: str):
-        folder = study.folder
-        self.train_yaml = folder / 'yamls' / f'{name}.yaml'
-        self.eval_yaml = folder / 'yamls' / f'{evaluation_run_name(name)}.yaml'
-        self.train_log = folder / 'logs' / f'{name}.log'
-        self.eval_log = folder / 'logs' / f'{evaluation_run_name(name)}.log'
-        self.checkpoints = folder / 'checkpoints' / name
-        self.answers = folder / 'answers' / name
-
-
-def train_yaml(grid: Grid, run: Run) -> str:
+def train_yaml(grid: Grid, run: Run, rate: Optional[float]) -> str:
     """The YAML that trains a run.
 
     It is the phase's, with these set: the run's name, seeds and length; the
@@ -47,7 +21,12 @@ def train_yaml(grid: Grid, run: Run) -> str:
     study has another learning rate than the YAML, weight decay is scaled with
     it: Foundry's decoupled optimizers take ``weight_decay`` off the weights at
     a step of full learning rate, whatever that is, so that the usual ``lr *
-    weight decay`` is kept. A learning rate that a sweep will find is ``???``.
+    weight decay`` is kept.
+
+    Args:
+        grid: The study's runs.
+        run: One of them.
+        rate: Its learning rate, if the study or a sweep says one.
     """
     config = run.base.config.copy()
     files = RunFiles(grid.study, run.name)
@@ -59,11 +38,10 @@ def train_yaml(grid: Grid, run: Run) -> str:
         _set_seeds(config, run.place.seed)
     if run.role != 'dense':
         _set_start(config, run, _last_checkpoint(grid, grid.dense_start(run)))
-    if grid.sweep_for(run):
-        config.optimizer.lr = '???'
-        config.optimizer.weight_decay = '???'
-    elif run.learning_rate is not None:
-        _merge(config, learning_rate_overrides(run, run.learning_rate))
+    if rate is not None:
+        _set_learning_rate(config, rate)
+    # Others go by the names of Composer's default.
+    config.pop('save_latest_filename', None)
     _set_mlflow(config, grid.study, run)
     return _text(config, run.base.path)
 
@@ -89,111 +67,11 @@ def eval_yaml(grid: Grid, evaluation: EvaluationYaml, run: Run) -> str:
     return _text(config, evaluation.path)
 
 
-def learning_rate_overrides(run: Run, rate: float) -> dict[str, float]:
-    """Settings of another learning rate, of a phase that has several.
-
-    Args:
-        run: Whose YAML they are for.
-        rate: The learning rate.
-    """
-    optimizer = run.base.config.optimizer
-    scale = rate / optimizer.lr
-    decay = optimizer.weight_decay
+def _set_learning_rate(config: DictConfig, rate: float) -> None:
+    optimizer = config.optimizer
     if str(optimizer.name).startswith('decoupled'):
-        decay = decay * scale
-    return {'optimizer.lr': rate, 'optimizer.weight_decay': decay}
-
-
-def write_yamls(grid: Grid) -> None:
-    """Writes the YAMLs of all runs, where the study's folder lacks them.
-
-    Runs that have not started get the new ones. Those that have keep what they
-    started with, from which the plan must not differ.
-
-    Raises:
-        ConfigError: It does.
-    """
-    texts = _all_texts(grid)
-    require_unchanged(grid, texts)
-    for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f'{path.name}.unfinished')
-        unfinished.write_text(text)
-        unfinished.replace(path)
-
-
-def require_unchanged(
-    grid: Grid,
-    texts: Optional[Mapping[Path, str]] = None,
-) -> None:
-    """Checks that a study is the one that its folder has results of.
-
-    Further runs are no change, fewer are one. A run has started when it has a
-    log or a checkpoint.
-
-    Args:
-        grid: The study's runs.
-        texts: What ``write_yamls`` would write, if that is known.
-
-    Raises:
-        ConfigError: The YAML of a run that has started would be another, and
-            the message ends with the difference; or there would be none.
-    """
-    texts = texts or _all_texts(grid)
-    _require_all_planned(grid.study, texts)
-    for path, text in texts.items():
-        if not (path.exists() and _has_started(grid.study, path)):
-            continue
-        before, now = _settings(path.read_text()), _settings(text)
-        if before == now:
-            continue
-        difference = difflib.unified_diff(
-            before,
-            now,
-            f'{path} (has started)',
-            'as the study now plans it',
-            lineterm='',
-            n=1,
-        )
-        raise ConfigError(
-            'folder',
-            str(grid.study.folder),
-            f'{path.stem} has started with other settings than it would have '
-            'now.',
-            'undo the change, or name another folder. The difference:\n' +
-            '\n'.join(difference),
-        )
-
-
-def _require_all_planned(study: Study, texts: Mapping[Path, str]) -> None:
-    gone = [
-        path.stem
-        for path in sorted((study.folder / 'yamls').glob('*.yaml'))
-        if path not in texts and _has_started(study, path)
-    ]
-    if gone:
-        raise ConfigError(
-            'folder',
-            str(study.folder),
-            f"it has results of {', '.join(gone)}, which the study no longer "
-            'has.',
-            'undo the change, or name another folder.',
-        )
-
-
-def _all_texts(grid: Grid) -> dict[Path, str]:
-    texts = {}
-    for run in grid.runs:
-        files = RunFiles(grid.study, run.name)
-        texts[files.train_yaml] = train_yaml(grid, run)
-        if grid.evaluation is not None:
-            texts[files.eval_yaml] = eval_yaml(grid, grid.evaluation, run)
-    return texts
-
-
-def _has_started(study: Study, yaml: Path) -> bool:
-    files = RunFiles(study, yaml.stem)
-    return files.train_log.exists() or files.checkpoints.exists()
+        optimizer.weight_decay *= rate / optimizer.lr
+    optimizer.lr = rate
 
 
 def _set_seeds(config: DictConfig, seed: int) -> None:
@@ -259,16 +137,6 @@ def _model_entry(grid: Grid, run: Run) -> dict[str, Any]:
 def _update(config: DictConfig, key: str, **settings: Any) -> None:
     """Sets keys of a section, which is made if it is not there."""
     OmegaConf.update(config, key, settings, merge=True, force_add=True)
-
-
-def _merge(config: DictConfig, settings: Mapping[str, Any]) -> None:
-    for key, value in settings.items():
-        OmegaConf.update(config, key, value)
-
-
-def _settings(text: str) -> list[str]:
-    """The lines of a YAML without the header, which says where it is from."""
-    return [line for line in text.splitlines() if not line.startswith('#')]
 
 
 def _text(config: DictConfig, base: Path) -> str:

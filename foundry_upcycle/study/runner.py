@@ -13,13 +13,15 @@ from typing import Callable, Iterator
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.measured import Measured
+from foundry_upcycle.study.plan_files import write_yamls
+from foundry_upcycle.study.preflight import check_runs
 from foundry_upcycle.study.process import (
     Progress,
     RunFailed,
     end_of_log,
     run_process,
 )
-from foundry_upcycle.study.run_yamls import RunFiles, write_yamls
+from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.tasks import (
     Kind,
     Task,
@@ -74,13 +76,13 @@ class StudyRunner:
         Raises:
             ConfigError: There are no scripts in the working folder, the
                 study's folder has results of another study, another runner
-                works on it, or the evaluation's tasks can't be run.
+                works on it, or Foundry could not run a YAML.
             TaskDataError: A task's file can't be used.
         """
         _require_scripts()
         with _exclusive(self.grid.study.folder):
             write_yamls(self.grid)
-            _check_evaluation(self.grid)
+            check_runs(self.grid)
             measured = Measured(self.grid)
             tasks = list_tasks(self.grid)
             for index, task in enumerate(tasks):
@@ -107,8 +109,9 @@ class StudyRunner:
         if found in ('done', 'not needed', 'waits'):
             self.say(f'[{number} {task.name}] {found}')
             return
-        words = command(measured, task)
-        assert words is not None  # A sweep that is not done: it waits.
+        if task.kind == 'train' and self.grid.sweep_for(task.run):
+            write_yamls(self.grid)  # Its learning rate is known now.
+        words = command(self.grid, task)
         time_left = self._pace.left(measured, left)
         self.say(
             f"[{number} {task.name}] {'goes on' if found == 'started' else 'starts'}"
@@ -202,15 +205,6 @@ def _minutes(seconds: float) -> str:
     return f'{seconds / 60:.0f} min' if seconds < 6000 else (
         f'{seconds / 3600:.1f} h'
     )
-
-
-def _check_evaluation(grid: Grid) -> None:
-    """Better now than after the first training."""
-    if grid.evaluation is not None:
-        # It imports torch and LLM Foundry.
-        from foundry_upcycle.gauntlet.preflight import check_tasks
-        first = RunFiles(grid.study, grid.runs[0].name)
-        check_tasks(str(first.eval_yaml), [])
 
 
 def _require_scripts() -> None:

@@ -2,15 +2,11 @@
 
 import shlex
 from dataclasses import dataclass
-from typing import Iterator, Literal, Optional
+from typing import Iterator, Literal
 
-from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
 from foundry_upcycle.study.measured import Measured
-from foundry_upcycle.study.run_yamls import (
-    RunFiles,
-    evaluation_run_name,
-    learning_rate_overrides,
-)
+from foundry_upcycle.study.run_files import RunFiles
 
 __all__ = [
     'Kind',
@@ -93,34 +89,24 @@ def state(measured: Measured, task: Task) -> State:
     return 'ready' if measured.is_trained(run) else 'waits'
 
 
-def command(measured: Measured, task: Task) -> Optional[list[str]]:
+def command(grid: Grid, task: Task) -> list[str]:
     """What does a task, from a folder with train.py and eval.py.
 
     Args:
-        measured: What the study's runs have left.
+        grid: The study's runs.
         task: One of its tasks.
 
     Returns:
-        Program and arguments; None while a sweep still looks for the learning
-        rate.
+        Program and arguments.
     """
-    run = task.run
-    files = RunFiles(measured.grid.study, run.name)
-    if task.kind == 'evaluate':
-        return ['composer', _SCRIPTS['evaluate'], str(files.eval_yaml)]
-    train = ['composer', _SCRIPTS['train'], str(files.train_yaml)]
-    if not measured.grid.sweep_for(run):
-        return train
-    rate = measured.learning_rate(run)
-    if rate is None:
-        return None
-    settings = learning_rate_overrides(run, rate)
-    return [*train, *(f'{key}={value!r}' for key, value in settings.items())]
+    files = RunFiles(grid.study, task.run.name)
+    yaml = files.train_yaml if task.kind == 'train' else files.eval_yaml
+    return ['composer', _SCRIPTS[task.kind], str(yaml)]
 
 
 def shell(measured: Measured, task: Task) -> str:
     """The same as a line of a shell script."""
-    words = command(measured, task)
-    if words is None:
-        return f'# {task.name}: its learning rate is not known yet'
-    return shlex.join(words)
+    sweep = measured.grid.sweep_for(task.run)
+    if task.kind == 'train' and sweep and measured.best(sweep) is None:
+        return f'# {task.name}: after its sweep, which finds a learning rate'
+    return shlex.join(command(measured.grid, task))

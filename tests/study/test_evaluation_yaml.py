@@ -134,3 +134,9 @@ def test_what_is_no_eval_yaml(tmp_path: Path, content: bytes):
             f"(?s)evaluation='{path}': it can't be read .*Fix: name an eval",
     ):
         EvaluationYaml.read(path, {})
+
+
+def test_a_loader_without_a_label_is_refused(tmp_path: Path):
+    match = 'eval.yaml: eval_loader=.*a study needs the label of each held-out'
+    with pytest.raises(ConfigError, match=match):
+        read(tmp_path, eval_loader={'name': 'text'})

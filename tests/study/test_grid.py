@@ -298,6 +298,12 @@ def test_pretraining_is_not_swept(files: StudyFiles):
         ('dense', 'scheduler.t_warmup', '9tok', "dense.yaml: scheduler.t_warmup"),
         ('cpt', 'max_duration', '9ep', "cpt.yaml: max_duration='9ep': a study"),
         ('upcycled', 'callbacks', GONE, 'upcycled.yaml: model.name='),
+        ('cpt', 'global_train_batch_size', 0, 'cpt.yaml: global_train_batch_s'),
+        ('dense', 'tokenizer', GONE, 'dense.yaml: tokenizer=None: it is miss'),
+        ('study', 'models.m.pretrain.yaml', 'upcycled.yaml',
+         'models.m.pretrain.yaml=.*upcycled.yaml.: it upcycles a dense model'),
+        ('study', 'models.m.paper', '7B',
+         "models.m.paper='7B': the paper has no such model. Fix: write one of"),
     ],
 )  # yapf: disable
 def test_yamls_that_can_not_be_used(files, file, key, value, problem):

@@ -2,8 +2,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from llmfoundry.utils.builders import build_optimizer
 from llmfoundry.utils.config_utils import (
     EVAL_CONFIG_KEYS,
     TRAIN_CONFIG_KEYS,
@@ -12,20 +10,14 @@ from llmfoundry.utils.config_utils import (
     make_dataclass_and_log_config,
 )
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 from study.study_files import GONE, YAMLS, StudyFiles
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Grid, plan_grid
-from foundry_upcycle.study.run_yamls import (
-    RunFiles,
-    evaluation_run_name,
-    learning_rate_overrides,
-    require_unchanged,
-    train_yaml,
-    write_yamls,
-)
+from foundry_upcycle.study.grid import Grid, evaluation_run_name, plan_grid
+from foundry_upcycle.study.plan_files import require_unchanged, write_yamls
+from foundry_upcycle.study.run_files import RunFiles
+from foundry_upcycle.study.run_yamls import train_yaml
 
 DENSE, CPT, UPCYCLED = 'm_short', 'm_short_cpt_0.5_s17', 'm_short_upcycled_1_s17'
 SWEPT = 'm_short_upcycled_0.5_s17_lr0.002'
@@ -37,7 +29,8 @@ def files(tmp_path: Path) -> StudyFiles:
 
 
 def planned(grid: Grid, name: str) -> DictConfig:
-    config = OmegaConf.create(train_yaml(grid, grid[name]))
+    run = grid[name]
+    config = OmegaConf.create(train_yaml(grid, run, run.learning_rate))
     assert isinstance(config, DictConfig)
     return config
 
@@ -71,7 +64,9 @@ def ours(request, tmp_path: Path, monkeypatch) -> Grid:
 
 def test_foundry_accepts_them(ours: Grid):
     # One of each kind: the dense start, a sweep's, the arms'.
-    runs = {(run.role, run.place.arm): run for run in ours.runs}.values()
+    runs = {(run.role, run.place.arm): run
+            for run in ours.runs
+            if not ours.sweep_for(run)}.values()
     assert len(runs) >= 3
     for run in runs:
         files = RunFiles(ours.study, run.name)
@@ -177,15 +172,9 @@ def test_weight_decay_is_scaled_where_it_is_decoupled(
         assert config.lr == 4e-3
         assert config.weight_decay == pytest.approx(decay)
     assert planned(grid, UPCYCLED).optimizer.lr == 1e-3
-    assert learning_rate_overrides(grid[UPCYCLED], 2e-3) == pytest.approx({
-        'optimizer.lr':
-        2e-3,
-        'optimizer.weight_decay':
-        2e-4 if decays else 1e-4,
-    })
 
 
-def test_a_swept_learning_rate_is_to_be_set(files: StudyFiles):
+def test_runs_of_a_sweep_have_their_learning_rates(files: StudyFiles):
     files.set('study', 'models.m.arms.upcycled.lr', [1e-3, 2e-3])
     grid = files.grid()
     tried = planned(grid, SWEPT)
@@ -193,25 +182,10 @@ def test_a_swept_learning_rate_is_to_be_set(files: StudyFiles):
     assert tried.optimizer.weight_decay == pytest.approx(2e-4)
     assert tried.run_name == SWEPT
     assert tried.callbacks.sparse_upcycling.seed == 17
-    config = planned(grid, UPCYCLED)
-    for key in ('lr', 'weight_decay'):
-        assert OmegaConf.is_missing(config.optimizer, key)
-        with pytest.raises(MissingMandatoryValue, match=f'optimizer.{key}'):
-            config.optimizer[key]
-    # Foundry does not look into its sections, but its optimizer does.
-    _, foundrys = make_dataclass_and_log_config(
-        config,
-        TrainConfig,
-        TRAIN_CONFIG_KEYS,
-        transforms='all',
-    )
-    optimizer = dict(foundrys.optimizer)
-    with pytest.raises(TypeError, match='not supported between .*str'):
-        build_optimizer(
-            torch.nn.Linear(2, 2),
-            optimizer.pop('name'),
-            optimizer,
-        )
+    # What waits for the sweep has no YAML yet; the others have.
+    write_yamls(grid)
+    assert not RunFiles(grid.study, UPCYCLED).train_yaml.exists()
+    assert RunFiles(grid.study, UPCYCLED).eval_yaml.exists()
     # The other arm is not swept.
     assert planned(grid, CPT).optimizer.lr == 1e-3
 
@@ -362,7 +336,7 @@ def test_a_yaml_for_each_run(files: StudyFiles, tmp_path: Path):
                                               for name in names}
     text = RunFiles(grid.study, CPT).train_yaml.read_text()
     assert text.startswith(f'# Planned from {tmp_path}/cpt.yaml by ')
-    assert text == train_yaml(grid, grid[CPT])
+    assert text == train_yaml(grid, grid[CPT], None)
 
 
 def test_without_an_evaluation(files: StudyFiles, tmp_path: Path):
@@ -442,7 +416,8 @@ def test_it_does_not_matter_where_a_study_is_read_from(files, monkeypatch):
     monkeypatch.chdir(files.folder)
     again = plan_grid(read_study('study.yaml'))
     # The header names another path.
-    assert train_yaml(again, again[CPT]) != train_yaml(grid, grid[CPT])
+    assert train_yaml(again, again[CPT],
+                      None) != train_yaml(grid, grid[CPT], None)
     require_unchanged(again)
 
 
@@ -465,16 +440,30 @@ def test_more_runs_are_no_change(files: StudyFiles):
 def test_fewer_runs_are_a_change(files: StudyFiles, tmp_path: Path):
     grid = files.grid()
     write_yamls(grid)
+    start(grid, CPT)
     files.set('study', 'models.m.fractions', [1.0])
     fewer = files.grid()
-    write_yamls(fewer)  # Nothing has started.
-    start(grid, CPT)
     start(grid, evaluation_run_name(CPT))
     before = bytes_of(tmp_path / 'results')
     with pytest.raises(
             ConfigError,
             match=f"^folder='{tmp_path}/results': it has results of {CPT}, "
-            f'{CPT}_eval, which the study no longer has. Fix: undo the change',
+            f'{CPT}_eval, which the study no longer has, or has only after a '
+            'sweep that is not done. Fix: undo the change',
     ):
         write_yamls(fewer)
     assert bytes_of(tmp_path / 'results') == before
+
+
+def test_yamls_that_are_planned_no_more_go(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    files.set('study', 'models.m.fractions', [1.0])
+    write_yamls(files.grid())  # Nothing has started.
+    assert not RunFiles(grid.study, CPT).train_yaml.exists()
+    assert RunFiles(grid.study, UPCYCLED).train_yaml.exists()
+
+
+def test_checkpoints_have_the_names_of_composers_default(files: StudyFiles):
+    files.set_all('save_latest_filename', 'newest.pt')
+    assert 'save_latest_filename' not in planned(files.grid(), CPT)

@@ -13,8 +13,9 @@ from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study import runner
 from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.measured import Measured
+from foundry_upcycle.study.plan_files import write_yamls
 from foundry_upcycle.study.process import RunFailed
-from foundry_upcycle.study.run_yamls import RunFiles, write_yamls
+from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.runner import StudyRunner, dry_run
 from foundry_upcycle.study.tasks import Task, list_tasks
 
@@ -57,7 +58,7 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
         (tmp_path / script).touch()
     monkeypatch.chdir(tmp_path)
     # The tasks' files are not there.
-    monkeypatch.setattr(runner, '_check_evaluation', lambda _: None)
+    monkeypatch.setattr(runner, 'check_runs', lambda _: None)
     return small_grid(tmp_path, seeds=[17, 18])
 
 
@@ -85,12 +86,11 @@ def test_everything_is_run_in_order(grid: Grid, machine: Machine):
         'm_short_upcycled_0.4_s18_eval',
     ]
     assert f'[9/12 {SWEPT}_lr0.0001_eval] not needed' in said
-    program, script, path, *settings = machine.commands[
-        'm_short_upcycled_0.4_s18']
+    program, script, path = machine.commands['m_short_upcycled_0.4_s18']
     assert Path(program).name == 'composer' and script == 'train.py'
-    assert Path(path).is_file()
+    optimizer = yaml.safe_load(Path(path).read_text())['optimizer']
     # quickstart_upcycle.yaml: 5e-4 with a weight decay of 2.5e-5.
-    assert settings == ['optimizer.lr=0.001', 'optimizer.weight_decay=5e-05']
+    assert (optimizer['lr'], optimizer['weight_decay']) == (1e-3, 5e-5)
     assert machine.commands['m_short_eval'][1] == 'eval.py'
 
 
@@ -162,6 +162,20 @@ def test_a_changed_study_is_refused(grid: Grid, tmp_path: Path):
         StudyRunner(small_grid(tmp_path, models=changed)).run()
 
 
+def test_a_sweep_with_another_rate_is_refused(
+    grid: Grid,
+    machine: Machine,
+    tmp_path: Path,
+):
+    # The arm has one of the rates; now another could win.
+    StudyRunner(grid).run()
+    changed = yaml.safe_load((tmp_path / 'study.yaml').read_text())['models']
+    changed['m']['arms']['upcycled']['lr'] = [1e-4, 1e-3, 1e-2]
+    match = 'm_short_upcycled_0.4_s18, which the study .*after a sweep that is'
+    with pytest.raises(ConfigError, match=match):
+        StudyRunner(small_grid(tmp_path, models=changed, seeds=[17, 18])).run()
+
+
 @pytest.mark.parametrize('script', ['train.py', 'eval.py'])
 def test_a_folder_without_the_scripts(grid: Grid, script: str):
     Path(script).unlink()
@@ -189,8 +203,8 @@ def test_dry_run_prints_what_is_left(grid: Grid):
     assert len(lines) == 12
     assert lines[0] == f'composer train.py {files.train_yaml}'
     assert lines[1] == f'composer eval.py {files.eval_yaml}'
-    swept = '# m_short_upcycled_0.4_s18: its learning rate is not known yet'
-    assert swept in lines
+    waits = '# m_short_upcycled_0.4_s18: after its sweep, which finds a learni'
+    assert any(line.startswith(waits) for line in lines)
     leave_training(grid, grid['m_short'])
     leave_evaluation(grid, grid['m_short'])
     leave_training(grid, grid[f'{SWEPT}_lr0.0001'])
@@ -198,9 +212,9 @@ def test_dry_run_prints_what_is_left(grid: Grid):
     lines = list(dry_run(grid))
     # Not the dense start's two, the sweep's two, its loser's evaluation.
     assert len(lines) == 7
-    assert lines[-2].endswith(
-        's18.yaml optimizer.lr=0.0001 optimizer.weight_decay=5e-06',
-    )
+    waiting = RunFiles(grid.study, 'm_short_upcycled_0.4_s18').train_yaml
+    assert lines[-2] == f'composer train.py {waiting}'
+    assert yaml.safe_load(waiting.read_text())['optimizer']['lr'] == 1e-4
 
 
 def test_time_left(grid: Grid):

@@ -44,6 +44,9 @@ _MODEL = {
 }
 _TRAIN = {
     'max_seq_len': 32,
+    'tokenizer': {
+        'name': 'gpt2',
+    },
     'global_train_batch_size': 4,
     'max_duration': '1000ba',
     'optimizer': {

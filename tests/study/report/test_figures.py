@@ -17,9 +17,9 @@ from study.report.synthetic import (
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.figure import COLORS, MARKERS
 from foundry_upcycle.study.grid import Run
+from foundry_upcycle.study.paper import load_paper
 from foundry_upcycle.study.report.figures import Drawing, draw_figures, render
 from foundry_upcycle.study.report.figures.look import DENSE
-from foundry_upcycle.study.report.paper import load_paper
 from foundry_upcycle.study.report.serving import Serving, Throughput
 from foundry_upcycle.study.report.summary import Summary
 from foundry_upcycle.study.results import ExpertLoad

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from foundry_upcycle.gauntlet.scores import relative_change
 from foundry_upcycle.study.grid import Place
+from foundry_upcycle.study.paper import PaperDuration, paper_durations
 from foundry_upcycle.study.report.figures.look import (
     BEHIND,
     DENSE,
@@ -18,7 +19,6 @@ from foundry_upcycle.study.report.figures.look import (
     tidy,
 )
 from foundry_upcycle.study.report.metrics import Metric
-from foundry_upcycle.study.report.paper import PaperDuration, paper_durations
 
 __all__ = ['draw_gains', 'draw_quality']
 

@@ -6,11 +6,7 @@ from study.report.synthetic import make_grid
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import ModelGrid
-from foundry_upcycle.study.report.paper import (
-    PaperPoint,
-    load_paper,
-    paper_durations,
-)
+from foundry_upcycle.study.paper import PaperPoint, load_paper, paper_durations
 
 FRACTIONS = {'436M': (0.1, 0.2, 0.4, 0.8, 1.0), '1.4B': (0.1, 0.2, 0.4, 0.8)}
 DURATIONS = {
