@@ -30,7 +30,7 @@ def plan(path: _StudyYaml) -> None:
     """
     with errors_in_one_line():
         from foundry_upcycle.study.overview import plan_lines
-        from foundry_upcycle.study.run_yamls import write_yamls
+        from foundry_upcycle.study.plan_files import write_yamls
         grid = _grid(path)
         write_yamls(grid)
         for line in plan_lines(grid):
@@ -109,8 +109,8 @@ def report(
     """
     with errors_in_one_line():
         from foundry_upcycle.study.measured import read_study_results
+        from foundry_upcycle.study.plan_files import require_unchanged
         from foundry_upcycle.study.report.report import write_report
-        from foundry_upcycle.study.run_yamls import require_unchanged
         grid = _grid(path)
         require_unchanged(grid)
         written = write_report(
