@@ -116,6 +116,17 @@ def test_the_best_of_a_sweep(grid: Grid):
     assert Measured(grid).best(sweep) is sweep[1]
 
 
+def test_another_store(tmp_path: Path):
+    uri = f'sqlite:///{tmp_path}/mlflow.db'
+    grid = small_grid(tmp_path, tracking_uri=uri)
+    run = grid[DENSE]
+    leave_training(grid, run)
+    leave_evaluation(grid, run)
+    assert Measured(grid).is_trained(run)
+    assert Measured(grid).is_evaluated(run)
+    assert not (tmp_path / 'results' / 'mlruns').exists()
+
+
 def test_seconds_are_those_of_training(grid: Grid):
     leave_training(grid, grid[DENSE])
     result = Measured(grid).result(grid[DENSE])
