@@ -58,6 +58,9 @@ setup(
         'matplotlib>=3.8',
         'markdown-it-py>=3',
         'scipy>=1.11',
+        # Foundry's MLflow (2.x) imports what 2.1 no longer has, for its UI and
+        # its databases.
+        'sqlalchemy<2.1',
         'safetensors>=0.4',
         'typer>=0.19',
         'tqdm>=4.60',
