@@ -1,5 +1,6 @@
 """Reads what runs of a study measured, and which are finished."""
 
+import math
 import os
 import re
 from typing import Optional
@@ -26,7 +27,7 @@ _SHARE = re.compile(r'router/layer_(\d+)/expert_(\d+)/share')
 # Hours, by the callback speed_monitor.
 _TRAIN_TIME = 'time/train'
 # Of a link's target: ep0-ba500-rank0.pt, ep0-ba500.
-_STEP = re.compile(r'-ba(\d+)\b')
+_STEP = re.compile(r'\bba(\d+)\b')
 
 
 class Measured:
@@ -57,7 +58,11 @@ class Measured:
         return len(self._train_loss(run)) == run.n_steps
 
     def is_evaluated(self, run: Run) -> bool:
-        """Whether everything is measured that the study's evaluation asks."""
+        """Whether everything is measured that the study's evaluation asks.
+
+        Answers count that are newer than the last checkpoint: others, of an
+        evaluation started by hand too early, are of an unfinished model.
+        """
         return self._evaluation(run) is not None
 
     def final_loss(self, run: Run) -> float:
@@ -65,11 +70,15 @@ class Measured:
         return RunResult(run, self._train_loss(run)).final_loss
 
     def best(self, sweep: tuple[Run, ...]) -> Optional[Run]:
-        """The run of a sweep with the lowest final loss, once all are done."""
+        """The run of a sweep with the lowest final loss, once all are done.
+
+        None before that, and if all diverged.
+        """
         if not all(map(self.is_trained, sweep)):
             return None
         results = [RunResult(run, self._train_loss(run)) for run in sweep]
-        return best_of(results).run
+        best = best_of(results)
+        return None if best is None else best.run
 
     def learning_rate(self, run: Run) -> Optional[float]:
         """The study's, or what its sweep has found.
@@ -117,10 +126,22 @@ class Measured:
             return None
         return Evaluation(losses, tasks)
 
+    def _saved(self, run: Run) -> list[tuple[int, float]]:
+        """Step and time of what the links to newest checkpoints lead to."""
+        folder = RunFiles(self.grid.study, run.name).checkpoints
+        return [(int(match[1]), link.lstat().st_mtime)
+                for link in folder.glob('latest-*')
+                if link.is_symlink()
+                if (match := _STEP.search(os.readlink(link)))]
+
     def _answers(self, run: Run) -> Optional[ModelResults]:
         folder = RunFiles(self.grid.study, run.name).answers
+        saved = max((time for _, time in self._saved(run)), default=math.inf)
         # One that goes on, or died, ends in .partial.
-        files = list(folder.glob('*.json'))
+        files = [
+            path for path in folder.glob('*.json')
+            if path.stat().st_mtime >= saved
+        ]
         return read_results(str(files[0]), run.name) if files else None
 
     def _expert_load(self, run: Run) -> Optional[ExpertLoad]:

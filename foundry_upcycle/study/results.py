@@ -84,12 +84,10 @@ class RunResult:
         return float(self.train_loss[-self.n_final_steps:].mean())
 
 
-def best_of(sweep: Sequence[RunResult]) -> RunResult:
-    """The run of a sweep with the lowest final loss; not one that diverged."""
-    return min(
-        sweep,
-        key=lambda r: math.inf if math.isnan(r.final_loss) else r.final_loss,
-    )
+def best_of(sweep: Sequence[RunResult]) -> Optional[RunResult]:
+    """The run of a sweep with the lowest final loss; None if all diverged."""
+    converged = [run for run in sweep if math.isfinite(run.final_loss)]
+    return min(converged, key=lambda run: run.final_loss, default=None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class StudyResults:
     def by_place(self) -> Mapping[Place, RunResult]:
         """Every place of the grid that has its result, with its evaluation."""
         found = {
-            place: self._best(self.grid.candidates(place))
+            place: self.best(self.grid.candidates(place))
             for place in self.grid.places
         }
         return {
@@ -125,10 +123,15 @@ class StudyResults:
             (best.evaluation is not None or self.grid.evaluation is None)
         }
 
-    def _best(self, runs: tuple[Run, ...]) -> Optional[RunResult]:
+    def best(self, runs: Sequence[Run]) -> Optional[RunResult]:
+        """What the best of a place's runs has measured.
+
+        None while one of them is not trained, and where all of a sweep
+        diverged.
+        """
         results = [
             self.results[run.name] for run in runs if run.name in self.results
         ]
         if len(results) < len(runs):
             return None  # A sweep goes on.
-        return best_of(results)
+        return results[0] if len(results) == 1 else best_of(results)

@@ -40,8 +40,9 @@ def train_yaml(grid: Grid, run: Run, rate: Optional[float]) -> str:
         _set_start(config, run, _last_checkpoint(grid, grid.dense_start(run)))
     if rate is not None:
         _set_learning_rate(config, rate)
-    # Others go by the names of Composer's default.
-    config.pop('save_latest_filename', None)
+    # What is done is told by the names of Composer's default.
+    for key in ('save_filename', 'save_latest_filename'):
+        config.pop(key, None)
     _set_mlflow(config, grid.study, run)
     return _text(config, run.base.path)
 
@@ -93,8 +94,10 @@ def _set_start(config: DictConfig, run: Run, checkpoint: str) -> None:
 
 def _last_checkpoint(grid: Grid, run: Run) -> str:
     """The name by which Composer links the newest checkpoint."""
-    kind = OmegaConf.select(run.base.config, 'fsdp_config.state_dict_type')
-    name = 'latest-sharded-rank0' if kind == 'sharded' else 'latest-rank0.pt'
+    fsdp = OmegaConf.select(run.base.config, 'fsdp_config')
+    # FSDP2's default is sharded.
+    is_sharded = fsdp and fsdp.get('state_dict_type', 'sharded') == 'sharded'
+    name = 'latest-sharded-rank0' if is_sharded else 'latest-rank0.pt'
     return str(RunFiles(grid.study, run.name).checkpoints / name)
 
 
@@ -105,18 +108,19 @@ def _set_mlflow(config: DictConfig, study: Study, run: Run) -> None:
         'arm': run.place.arm or 'dense',
         'fraction': f'{run.place.fraction:g}',
     }
-    _update(
-        config,
-        'loggers.mlflow',
-        experiment_name=study.name,
-        tracking_uri=study.tracking_uri,
-        tags=tags,
-        resume=True,
+    if config.get('loggers') is None:
+        config.loggers = {}
+    # Whole: metrics that are renamed or left out would not be found.
+    config.loggers.mlflow = {
+        'experiment_name': study.name,
+        'tracking_uri': study.tracking_uri,
+        'tags': tags,
+        'resume': True,
         # A run that is killed has then logged all its steps.
-        synchronous=True,
-        log_system_metrics=False,
-        log_duplicated_metric_every_n_steps=1,
-    )
+        'synchronous': True,
+        'log_system_metrics': False,
+        'log_duplicated_metric_every_n_steps': 1,
+    }
 
 
 def _model_entry(grid: Grid, run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import socket
 import sys
 import time
@@ -27,8 +28,8 @@ from foundry_upcycle.study.tasks import (
     Task,
     command,
     list_tasks,
-    shell,
     state,
+    waits_for,
 )
 
 __all__ = ['StudyRunner', 'dry_run']
@@ -38,7 +39,11 @@ _Class = tuple[Kind, bool]
 
 
 def dry_run(grid: Grid) -> Iterator[str]:
-    """Lines of a shell script that does what is not yet done.
+    """The commands that can start now, as lines of a shell script.
+
+    Nothing marks a run that goes on elsewhere, and one that starts before what
+    it needs is done would take an unfinished checkpoint. So what waits is only
+    named, in comments.
 
     Raises:
         ConfigError: The study's folder has results of another study.
@@ -46,8 +51,12 @@ def dry_run(grid: Grid) -> Iterator[str]:
     write_yamls(grid)
     measured = Measured(grid)
     for task in list_tasks(grid):
-        if state(measured, task) not in ('done', 'not needed'):
-            yield shell(measured, task)
+        found = state(measured, task)
+        if found in ('ready', 'started'):
+            yield shlex.join(command(grid, task))
+        elif found == 'waits':
+            needs = ', '.join(waits_for(measured, task))
+            yield f'# {task.name} after {needs}'
 
 
 class StudyRunner:
@@ -84,17 +93,17 @@ class StudyRunner:
             write_yamls(self.grid)
             check_runs(self.grid)
             measured = Measured(self.grid)
+            _refuse_foreign_runs(measured)
             tasks = list_tasks(self.grid)
             for index, task in enumerate(tasks):
                 self._do(measured, task, tasks[index:], len(tasks))
             left = [
-                task.name
-                for task in tasks
+                task for task in tasks
                 if state(measured, task) not in ('done', 'not needed')
             ]
-        for name in left:
-            reason = self.failed.get(name, 'waits for what failed.')
-            self.say(f'[{name}] not done: {reason}')
+            for task in left:
+                reason = self.failed.get(task.name) or _why(measured, task)
+                self.say(f'[{task.name}] not done: {reason}')
         return not left
 
     def _do(
@@ -128,7 +137,7 @@ class StudyRunner:
         files = RunFiles(self.grid.study, task.run.name)
         log = files.train_log if task.kind == 'train' else files.eval_log
         # The launcher of this environment.
-        words[0] = str(Path(sys.executable).with_name(words[0]))
+        words[0] = str(_launcher(words[0]))
         try:
             run_process(words, log, Progress(), show)
             if state(measured, task) != 'done':
@@ -205,6 +214,46 @@ def _minutes(seconds: float) -> str:
     return f'{seconds / 60:.0f} min' if seconds < 6000 else (
         f'{seconds / 3600:.1f} h'
     )
+
+
+def _why(measured: Measured, task: Task) -> str:
+    needs = waits_for(measured, task)
+    if needs:
+        return f"it waits for {', '.join(needs)}."
+    # All is trained, and still nothing won.
+    return (
+        'all learning rates of its sweep diverged. Add lower ones to the study '
+        'YAML.'
+    )
+
+
+def _refuse_foreign_runs(measured: Measured) -> None:
+    """Composer would log to a run of the same name, of whichever study."""
+    study = measured.grid.study
+    for task in list_tasks(measured.grid):
+        files = RunFiles(study, task.run.name)
+        is_new = not (files.train_log.exists() or files.checkpoints.exists())
+        if is_new and measured.tracking.latest(task.name):
+            raise ConfigError(
+                'name',
+                study.name,
+                f'{study.tracking_uri} has a run {task.name} in the experiment '
+                f'of this name, which {study.folder} has not started.',
+                "name the study otherwise; or keep to that study's folder.",
+            )
+
+
+def _launcher(name: str) -> Path:
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise ConfigError(
+            'environment',
+            str(path.parent),
+            f'{name} is not installed beside this Python.',
+            'install foundry_upcycle into an environment, and run its '
+            'foundry-upcycle.',
+        )
+    return path
 
 
 def _require_scripts() -> None:

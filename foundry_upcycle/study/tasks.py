@@ -1,6 +1,5 @@
 """What is to be done for a study, in order, and what of it is done."""
 
-import shlex
 from dataclasses import dataclass
 from typing import Iterator, Literal
 
@@ -14,8 +13,8 @@ __all__ = [
     'Task',
     'command',
     'list_tasks',
-    'shell',
     'state',
+    'waits_for',
 ]
 
 Kind = Literal['train', 'evaluate']
@@ -76,17 +75,30 @@ def state(measured: Measured, task: Task) -> State:
     if task.kind == 'train':
         if measured.is_trained(run):
             return 'done'
-        if not all(measured.is_trained(grid[name]) for name in run.needs):
+        if waits_for(measured, task):
             return 'waits'
+        if grid.sweep_for(run) and measured.learning_rate(run) is None:
+            return 'waits'  # All of it diverged.
         return 'started' if measured.n_steps(run) else 'ready'
-    if measured.is_evaluated(run):
-        return 'done'
+    if waits_for(measured, task):
+        return 'waits'
     if run.role == 'sweep':
         best = measured.best(grid.candidates(run.place))
-        if best is not None and best != run:
+        if best is None:
+            return 'waits'  # All of it diverged.
+        if best.name != run.name:
             return 'not needed'
-        return 'waits' if best is None else 'ready'
-    return 'ready' if measured.is_trained(run) else 'waits'
+    return 'done' if measured.is_evaluated(run) else 'ready'
+
+
+def waits_for(measured: Measured, task: Task) -> list[str]:
+    """Names of the runs that must be trained before a task can start."""
+    grid, run = measured.grid, task.run
+    if task.kind == 'train':
+        needed = [grid[name] for name in run.needs]
+    else:
+        needed = [*grid.candidates(run.place)]
+    return [need.name for need in needed if not measured.is_trained(need)]
 
 
 def command(grid: Grid, task: Task) -> list[str]:
@@ -102,11 +114,3 @@ def command(grid: Grid, task: Task) -> list[str]:
     files = RunFiles(grid.study, task.run.name)
     yaml = files.train_yaml if task.kind == 'train' else files.eval_yaml
     return ['composer', _SCRIPTS[task.kind], str(yaml)]
-
-
-def shell(measured: Measured, task: Task) -> str:
-    """The same as a line of a shell script."""
-    sweep = measured.grid.sweep_for(task.run)
-    if task.kind == 'train' and sweep and measured.best(sweep) is None:
-        return f'# {task.name}: after its sweep, which finds a learning rate'
-    return shlex.join(command(measured.grid, task))

@@ -1,8 +1,11 @@
 """Reads the metrics of runs back from MLflow."""
 
-from typing import Mapping, Optional
+from contextlib import contextmanager
+from typing import Iterator, Mapping, Optional
 
 import numpy as np
+
+from foundry_upcycle.errors import ConfigError
 
 __all__ = ['Tracking']
 
@@ -14,21 +17,26 @@ class Tracking:
         uri: Where Foundry's MLflow logger wrote: a folder, a database or a
             tracking server.
         experiment: Name of the experiment.
+
+    Raises:
+        ConfigError: By all methods, that the store can't be read.
     """
 
     def __init__(self, uri: str, experiment: str):
         # It takes seconds to import.
         from mlflow import MlflowClient
+        self._uri = uri
         self._client = MlflowClient(uri)
         self._experiment = experiment
         self._ids: dict[str, str] = {}
 
     def latest(self, run_name: str) -> Mapping[str, float]:
         """The last value of each metric; none where there is no such run."""
-        run_id = self._run_id(run_name)
-        return {} if run_id is None else self._client.get_run(
-            run_id,
-        ).data.metrics
+        with self._errors():
+            run_id = self._run_id(run_name)
+            if run_id is None:
+                return {}
+            return self._client.get_run(run_id).data.metrics
 
     def history(
         self,
@@ -40,11 +48,12 @@ class Tracking:
         A run that resumed has logged the steps since its last checkpoint
         twice; the later value counts.
         """
-        run_id = self._run_id(run_name)
-        logged = [] if run_id is None else self._client.get_metric_history(
-            run_id,
-            key,
-        )
+        with self._errors():
+            run_id = self._run_id(run_name)
+            logged = [] if run_id is None else self._client.get_metric_history(
+                run_id,
+                key,
+            )
         by_step = {
             metric.step: metric.value
             for metric in sorted(logged, key=lambda metric: metric.timestamp)
@@ -63,3 +72,16 @@ class Tracking:
                 return None
             self._ids[run_name] = runs[0].info.run_id
         return self._ids[run_name]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # Of MLflow, or of whatever library the kind of store takes.
+            raise ConfigError(
+                'tracking_uri',
+                self._uri,
+                f"it can't be read ({error}).",
+                'see that the store is there and the server runs.',
+            ) from error

@@ -1,5 +1,7 @@
 """What is done of a study is told by what its runs have left."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,7 @@ def test_final_loss_is_over_a_fifth_or_50_steps(grid: Grid):
 @pytest.mark.parametrize('missing', ['losses', 'answers', None])
 def test_evaluated_is_losses_and_answers(grid: Grid, missing: str | None):
     run = grid[DENSE]
+    leave_training(grid, run)
     if missing == 'losses':
         leave_answers(grid, run)
     elif missing == 'answers':
@@ -135,6 +138,35 @@ def test_seconds_are_those_of_training(grid: Grid):
     log(grid, DENSE, {'time/train': [0.25, 0.5]})
     result = Measured(grid).result(grid[DENSE])
     assert result is not None and result.seconds == 1800
+
+
+def test_a_sweep_that_diverged_has_no_best(grid: Grid):
+    sweep = tuple(grid[name] for name in SWEEP)
+    for run in sweep:
+        leave_training(grid, run, loss=float('nan'))
+    assert Measured(grid).best(sweep) is None
+    assert sweep[0].place not in read_study_results(grid).by_place
+
+
+def test_answers_of_an_unfinished_model_do_not_count(grid: Grid):
+    run = grid[DENSE]
+    leave_training(grid, run, n_saved=20)
+    leave_evaluation(grid, run)
+    leave_training(grid, run, n_logged=0)  # The last checkpoint.
+    answers = leave_answers(grid, run)
+    os.utime(answers, (1e9, 1e9))
+    assert not Measured(grid).is_evaluated(run)
+    leave_answers(grid, run)
+    assert Measured(grid).is_evaluated(run)
+
+
+def test_a_store_that_can_not_be_read(grid: Grid):
+    measured = Measured(grid)
+    leave_training(grid, grid[DENSE])
+    assert measured.is_trained(grid[DENSE])
+    shutil.rmtree(grid.study.tracking_uri)
+    with pytest.raises(ConfigError, match="tracking_uri=.*it can't be read"):
+        measured.is_trained(grid[DENSE])
 
 
 def test_a_run_that_diverged_is_not_the_best(grid: Grid):

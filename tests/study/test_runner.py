@@ -1,13 +1,21 @@
 """A study is run in order, once, by one runner; a failure stops no other run."""
 
 import fcntl
+import math
 import os
 from pathlib import Path
 from typing import Any, Sequence
 
 import pytest
 import yaml
-from small_study import leave, leave_evaluation, leave_training, small_grid
+from small_study import (
+    LOSS,
+    leave,
+    leave_evaluation,
+    leave_training,
+    log,
+    small_grid,
+)
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study import runner
@@ -109,7 +117,10 @@ def test_a_failure_stops_only_what_needs_it(grid: Grid, machine: Machine):
     assert f'{SWEPT}_lr0.001' in machine.commands
     for name in ('m_short_cpt_0.4_s17_eval', 'm_short_upcycled_0.4_s18'):
         assert name not in machine.commands
-        assert f'[{name}] not done: waits for what failed.' in said
+        assert any(
+            line.startswith(f'[{name}] not done: it waits for ')
+            for line in said
+        )
     assert '[m_short_cpt_0.4_s17] not done: exit status 1.' in said
     # Mended, the rest is done.
     machine.broken.clear()
@@ -196,25 +207,70 @@ def test_tasks_are_checked_before_anything_is_run(
     assert not machine.commands
 
 
-def test_dry_run_prints_what_is_left(grid: Grid):
+def test_dry_run_prints_what_can_start(grid: Grid):
     write_yamls(grid)
     files = RunFiles(grid.study, 'm_short')
-    lines = list(dry_run(grid))
-    assert len(lines) == 12
-    assert lines[0] == f'composer train.py {files.train_yaml}'
-    assert lines[1] == f'composer eval.py {files.eval_yaml}'
-    waits = '# m_short_upcycled_0.4_s18: after its sweep, which finds a learni'
-    assert any(line.startswith(waits) for line in lines)
+    first, *waiting = dry_run(grid)
+    assert first == f'composer train.py {files.train_yaml}'
+    assert len(waiting) == 11 and all(line[0] == '#' for line in waiting)
+    assert waiting[0] == '# m_short_eval after m_short'
+    assert (
+        f'# m_short_upcycled_0.4_s18 after m_short, {SWEPT}_lr0.0001, '
+        f'{SWEPT}_lr0.001'
+    ) in waiting
     leave_training(grid, grid['m_short'])
     leave_evaluation(grid, grid['m_short'])
     leave_training(grid, grid[f'{SWEPT}_lr0.0001'])
     leave_training(grid, grid[f'{SWEPT}_lr0.001'], loss=9.0)
     lines = list(dry_run(grid))
-    # Not the dense start's two, the sweep's two, its loser's evaluation.
-    assert len(lines) == 7
-    waiting = RunFiles(grid.study, 'm_short_upcycled_0.4_s18').train_yaml
-    assert lines[-2] == f'composer train.py {waiting}'
-    assert yaml.safe_load(waiting.read_text())['optimizer']['lr'] == 1e-4
+    can_start = [
+        Path(line.split()[-1]).stem for line in lines if line[0] != '#'
+    ]
+    assert can_start == [
+        'm_short_cpt_0.4_s17',
+        'm_short_cpt_0.4_s18',
+        f'{SWEPT}_lr0.0001_eval',
+        'm_short_upcycled_0.4_s18',
+    ]
+    written = RunFiles(grid.study, 'm_short_upcycled_0.4_s18').train_yaml
+    assert yaml.safe_load(written.read_text())['optimizer']['lr'] == 1e-4
+
+
+def test_a_sweep_that_diverged_is_named(grid: Grid, machine: Machine):
+    for rate in ('0.0001', '0.001'):
+        run = grid[f'{SWEPT}_lr{rate}']
+        leave_training(grid, run, loss=math.nan)
+        RunFiles(grid.study, run.name).train_log.parent.mkdir(exist_ok=True)
+        RunFiles(grid.study, run.name).train_log.touch()
+    write_yamls(grid)
+    said: list[str] = []
+    assert not StudyRunner(grid, said.append).run()
+    assert 'm_short_upcycled_0.4_s18' not in machine.commands
+    why = 'all learning rates of its sweep diverged. Add lower ones'
+    assert any(
+        line.startswith(f'[m_short_upcycled_0.4_s18] not done: {why}')
+        for line in said
+    )
+
+
+def test_a_run_of_another_study_in_mlflow(grid: Grid, machine: Machine):
+    # Of the same name, on one tracking server.
+    log(grid, 'm_short_cpt_0.4_s18', {LOSS: [3.0]})
+    match = "name='small': .*has a run m_short_cpt_0.4_s18 .*name the study oth"
+    with pytest.raises(ConfigError, match=match):
+        StudyRunner(grid).run()
+    assert not machine.commands
+
+
+def test_an_environment_without_composer(
+    grid: Grid,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(runner.sys, 'executable', '/nowhere/python')
+    with pytest.raises(ConfigError,
+                       match="environment='/nowhere': composer is"):
+        StudyRunner(grid).run()
 
 
 def test_time_left(grid: Grid):

@@ -31,14 +31,8 @@ def missing_runs(summary: Summary) -> Iterator[str]:
     runs = [run for place in lacking for run in study.grid.candidates(place)]
     untrained = [run.name for run in runs if run.name not in study.results]
     # Of a sweep that is done, the best is still to be evaluated.
-    unevaluated = [
-        min(
-            study.grid.candidates(place),
-            key=lambda run: study.results[run.name].final_loss,
-        ).name for place in lacking if all(
-            run.name in study.results for run in study.grid.candidates(place)
-        )
-    ]
+    trained = [study.best(study.grid.candidates(place)) for place in lacking]
+    unevaluated = [best.run.name for best in trained if best is not None]
     for what, names in (
         ('trained', untrained),
         ('evaluated', unevaluated),

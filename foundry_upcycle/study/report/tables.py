@@ -107,12 +107,9 @@ def sweep_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
 
 def _sweep_row(summary: Summary, run: Run) -> list[str]:
     done = summary.study.results
-    sweep = summary.grid.candidates(run.place)
     # A sweep has found its rate when all of it is trained, evaluated or not.
-    is_chosen = all(other.name in done for other in sweep) and run == min(
-        sweep,
-        key=lambda other: done[other.name].final_loss,
-    )
+    best = summary.study.best(summary.grid.candidates(run.place))
+    is_chosen = best is not None and best.run.name == run.name
     return [
         f'{run.learning_rate:g}',
         f'{done[run.name].final_loss:.4f}'
