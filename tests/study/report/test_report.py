@@ -439,6 +439,19 @@ def test_sweep_that_goes_on(tmp_path: Path):
     assert '| 0.0001 | 2.8000 |  |' in lines
 
 
+def test_a_rate_that_diverged_is_not_chosen(tmp_path: Path):
+    study = full_study(tmp_path)
+    results = {
+        name:
+        replace(result, train_loss=np.full(len(result.train_loss), np.nan))
+        if '_lr5e-05' in name else result
+        for name, result in study.results.items()
+    }
+    lines = lines_of(StudyResults(study.grid, results), tmp_path)
+    assert '| 5e-05 | nan |  |' in lines
+    assert '| 0.0001 | 2.8000 | chosen |' in lines
+
+
 def test_task_table(report: str):
     low, high = binomial_interval(0.4, 100)
     (row, ) = (
