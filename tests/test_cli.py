@@ -239,6 +239,21 @@ def test_study_from_plan_to_report(tmp_path, monkeypatch):
     assert '8 of 8 tasks, 100% of the training FLOPs' in text
 
 
+def test_report_of_a_study(tmp_path):
+    # Without tasks, of which there are no files.
+    path = small_study.write_study(tmp_path, evaluation=None)
+    grid = small_study.plan_grid(small_study.read_study(path))
+    run('study', 'plan', path)
+    for task in small_study.list_tasks(grid):
+        small_study.leave(grid, task, loss=2.0 if task.run.place.arm else 3.0)
+    text, _ = run('study', 'report', path, '--out', tmp_path / 'told')
+    assert text == f'wrote {tmp_path}/told/report.md\n'
+    written = (tmp_path / 'told' / 'report.md').read_text()
+    assert 'final training loss: not told apart, 0.0000' in written
+    assert '| short | upcycled | 0.4 | 1 | 28 |' in written
+    assert (tmp_path / 'told' / 'report.html').exists()
+
+
 def test_a_study_that_is_not_there():
     for command in OF_STUDY:
         _, error = run('study', command, 'absent.yaml', code=1)

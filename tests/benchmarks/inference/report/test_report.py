@@ -1,0 +1,410 @@
+"""``benchmarks/inference/report``: what it writes."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from serving_study import CPU, LABELS, simulate_study, write_point
+
+from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.report.cells import markdown_table, plain, span
+from benchmarks.inference.report.figures import draw_figures
+from benchmarks.inference.report.html import to_html
+from benchmarks.inference.report.report import write_report
+from benchmarks.inference.report.results import read_points
+from benchmarks.inference.report.summary import Summary
+from foundry_upcycle.study.report.serving import read_serving
+
+LABELLED = f"({', '.join(LABELS)})"
+OF_SIZE = (
+    'latency',
+    'rates',
+    'percentiles',
+    'experts',
+    'speculation',
+    'variants',
+)
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of simulated queues, reported."""
+    folder = tmp_path_factory.mktemp('study')
+    simulate_study(folder)
+    write_report(folder)
+    return folder
+
+
+def report(folder: Path) -> str:
+    return write_report(folder).read_text()
+
+
+def tables(text: str, title: str) -> list[list[str]]:
+    """Rows of the first table under a heading, without its head."""
+    mark = '\n### ' if f'\n### {title}' in text else '\n## '
+    lines = text.split(f'{mark}{title}')[1].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith('|'))
+    rows = []
+    for line in lines[first + 2:]:
+        if not line.startswith('|'):
+            break
+        cells = re.split(r'(?<!\\)\|', line)[1:-1]
+        rows.append([cell.strip() for cell in cells])
+    return rows
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
+def test_all_is_there(study: Path):
+    figures = {f'{kind}_{s}' for kind in OF_SIZE for s in ('430m', '1b')}
+    assert set(files(study / 'report')) == {
+        'report.md',
+        'report.html',
+        'points.csv',
+        'serving.json',
+        *(
+            f'figures/{name}.{kind}' for name in {*figures, 'throughput'}
+            for kind in ('png', 'svg')
+        ),
+    }
+    # And nothing beside it.
+    assert {path.name for path in study.iterdir()} == {'points', 'report'}
+
+
+def test_written_twice_it_is_the_same(study: Path):
+    before = files(study / 'report')
+    write_report(study)
+    assert files(study / 'report') == before
+
+
+def test_the_queues_capacities_are_found(study: Path):
+    # 576 tokens a request; capacities of 1, 0.66 and 0.52 requests/s.
+    text = (study / 'report/report.md').read_text()
+    rows = tables(text, 'Maximum throughput')
+    means = [float(row[2].split()[0]) for row in rows]
+    assert means == pytest.approx([576, 380, 300], rel=0.05)
+    assert rows[1][-2:] == ['33,820', '42%']
+    drops = [float(row[3].split('%')[0]) for row in rows[1:]]
+    assert drops == pytest.approx([34, 48], abs=2)
+
+
+def test_training_reads_serving_json(study: Path):
+    serving = read_serving(study / 'report/serving.json')
+    assert serving.labels == tuple(LABELS)
+    assert set(serving.models) == {(size, *arm)
+                                   for size in ('430m', '1b')
+                                   for arm in ((1, 1), (8, 1), (8, 2))}
+    cost = serving.cost('1b', 8, 2)
+    assert cost and cost.low < 1 / 0.52 < cost.high
+
+
+def test_a_single_run_is_labelled(tmp_path: Path):
+    write_point(tmp_path, rate=None, throughput=800.0)
+    write_report(tmp_path)
+    serving = read_serving(tmp_path / 'report/serving.json')
+    assert serving.labels == (*LABELS, 'one run, no interval')
+    found = serving.models['430m', 1, 1]
+    assert (found.low, found.mean, found.high) == (800, 800, 800)
+
+
+def test_what_has_no_bound_is_no_cost(tmp_path: Path):
+    # Mean 550, t(0.975, 1) = 12.7 times an error of 450: below 0.
+    for run, throughput in enumerate((100.0, 1000.0)):
+        write_point(tmp_path, rate=None, run=run, throughput=throughput)
+        write_point(tmp_path, 8, 2, rate=None, run=run, throughput=500.0 + run)
+    text = report(tmp_path)
+    assert 'The interval of dense reaches down to 0' in text
+    serving = read_serving(tmp_path / 'report/serving.json')
+    assert set(serving.models) == {('430m', 8, 2)}
+
+
+def test_a_line_for_each_point(study: Path):
+    with (study / 'report/points.csv').open() as file:
+        rows = {row['id']: row for row in csv.DictReader(file)}
+    points = {path.parent.name for path in study.glob('points/*/point.json')}
+    assert set(rows) == points
+    for point_id, row in rows.items():
+        path = study / 'points' / point_id / 'point.json'
+        record = json.loads(path.read_text())
+        assert row['status'] == record['status']
+        if record['status'] == 'done':
+            measured = record['measured']
+            assert float(row['latency']) == measured['latency_mean_s']
+            assert float(row['latency_p99_s']) > 0
+        else:
+            assert row['latency'] == ''
+            assert row['reason'] == record['reason']
+
+
+def test_what_is_not_there_is_told_by_name(study: Path):
+    text = (study / 'report/report.md').read_text()
+    assert (
+        '**Not all points are there**: 1 failed and 14 skipped, beside 210 '
+        'that are done.'
+    ) in text
+    failed, *skipped = tables(text, 'Points that are not there')
+    assert failed[:2] == ['failed', '430m, K=2']
+    assert re.fullmatch(r'0\.9, run 1 \(`[0-9a-f]{16}`\)', failed[2])
+    assert failed[3] == (
+        r'server="vllm serve": it died. RuntimeError: no \<memory\> \| !'
+    )
+    assert skipped == [[
+        'skipped', f'{size}, K=2, fp8_experts', '7 points', 'it needs a GPU.'
+    ] for size in ('1b', '430m')]
+
+
+def test_variants_are_the_last_table(study: Path):
+    text = (study / 'report/report.md').read_text()
+    rows = tables(text, 'Variants: the gap to dense they close')
+    assert text.rstrip().endswith('| ' + ' | '.join(rows[-1]) + ' |')
+    assert [row[:3] for row in rows] == [
+        *([size, *row] for size in ('430m', '1b') for row in (
+            ['lower K', 'K=1'],
+            ['compiled', 'K=2'],
+            ['ngram', 'K=2'],
+        )),
+        ['1b', 'fp8_experts', 'K=2'],
+        ['430m', 'fp8_experts', 'K=2'],
+    ]
+    assert rows[-1][-1] == 'skipped: it needs a GPU.'
+    # (0.62 - 0.52) / (1 - 0.52), and (3.0 - 3.6) / (2.0 - 3.6) s at low load.
+    compiled = rows[1]
+    assert float(compiled[4].split('%')[0]) == pytest.approx(21, abs=4)
+    assert float(compiled[3].split('%')[0]) == pytest.approx(37.5, abs=3)
+    assert compiled[3].endswith('at 0.1/s')
+
+
+def test_every_title_and_caption_is_labelled(study: Path):
+    text = (study / 'report/report.md').read_text()
+    assert text.splitlines()[0].endswith(LABELLED)
+    page = (study / 'report/report.html').read_text()
+    assert f'<title>Serving study cpu {LABELLED}</title>' in page
+    for drawing in draw_figures(Summary(read_points(study))):
+        assert drawing.caption.endswith(f'{LABELLED}.'), drawing.name
+        assert f'\n{LABELLED}' in ''.join(_titles(drawing.figure))
+
+
+def _titles(figure: Figure) -> list[str]:
+    return [
+        figure.get_suptitle(),
+        *(axes.get_title() for axes in figure.axes),
+    ]
+
+
+def test_figures_have_units_on_their_axes(study: Path):
+    units = r'\((s|%|.*per second.*|1 = .*)\)|^(requests per second|expert|layer'
+    units += r'|share of requests|.*per second|accepted share of draft tokens|)$'
+    for drawing in draw_figures(Summary(read_points(study))):
+        for axes in drawing.figure.axes:
+            for label in (axes.get_xlabel(), axes.get_ylabel()):
+                assert re.search(units, label), (drawing.name, label)
+
+
+def test_the_page_opens_offline(study: Path):
+    page = (study / 'report/report.html').read_text()
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 13
+    assert all(s.startswith('data:image/svg+xml;base64,') for s in sources)
+    assert '<memory>' not in page
+
+
+def test_a_page_needs_its_images():
+    with pytest.raises(ValueError, match="'a.png' is no image of the report"):
+        to_html('![a](a.png)', 'A', {})
+
+
+def test_measures_that_differ_are_told(tmp_path: Path):
+    for rate, throughput in ((2.0, 1000.0), (None, 1060.0)):
+        write_point(tmp_path, rate=rate, throughput=throughput, saturated=True)
+    text = report(tmp_path)
+    assert (
+        '**The two measures of dense differ by 6.0%**: with all requests at '
+        'once it serves more than at saturated rates.'
+    ) in text
+
+
+def test_measures_that_agree_are_not(tmp_path: Path):
+    for rate, throughput in ((2.0, 1000.0), (None, 1049.0)):
+        write_point(tmp_path, rate=rate, throughput=throughput, saturated=True)
+    assert 'The two measures' not in report(tmp_path)
+
+
+def test_latency_of_saturated_rates_is_not_told(tmp_path: Path):
+    write_point(tmp_path, rate=1.0, latency=2.0)
+    write_point(tmp_path, rate=2.0, latency=7.5, saturated=True)
+    write_point(tmp_path, rate=None, latency=9.5)
+    rows = tables(report(tmp_path), 'Rates')
+    assert [(row[1], row[-2], row[-1]) for row in rows] == [
+        ('1', '2.000 (n/a)', 'no'),
+        ('2', '-', '1 of 1'),
+        ('unbounded', '-', 'by design'),
+    ]
+
+
+def test_never_saturated_is_a_lower_bound(tmp_path: Path):
+    write_point(tmp_path, rate=2.0, throughput=1000.0, saturated=True)
+    write_point(tmp_path, 8, 2, rate=2.0, throughput=990.0)
+    text = report(tmp_path)
+    assert tables(text, 'Maximum throughput')[1][:5] == [
+        'K=2',
+        '-',
+        'at least 990',
+        '-',
+        'never saturated',
+    ]
+    assert '- 430m: no drop yet' in text
+    assert 'There is no rate that all models were measured at' in text
+
+
+def test_memory_and_engine(tmp_path: Path):
+    write_point(
+        tmp_path,
+        8,
+        2,
+        engine={
+            'weight_bytes': 3 * 2**30,
+            'tuned_config': True,
+            'moe_kernel': 'Triton|x',
+        },
+        counters={'preemptions': 2},
+    )
+    write_point(
+        tmp_path,
+        8,
+        2,
+        rate=2.0,
+        engine={
+            'weight_bytes': 3 * 2**30,
+            'kv_cache_tokens': 90_000,
+            'moe_kernel': 'Triton|x',
+        },
+        counters={'preemptions': 1},
+    )
+    row, = tables(report(tmp_path), 'Memory and engine')
+    assert row == [
+        'K=2',
+        '3',
+        '90,000 to 95,232',
+        '3',
+        '2',
+        r'Triton\|x',
+        'found, not found',
+        '38',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'warning'),
+    [
+        (
+            {
+                'counters': {
+                    'prefix_cache_hits': 16
+                }
+            },
+            'Prompts were found in the prefix cache',
+        ),
+        ({
+            'machine': {
+                **CPU, 'vllm': '0.33.0'
+            }
+        }, 'Measured on 2 machines or versions'),
+    ],
+)
+def test_what_must_be_known_first(
+    tmp_path: Path,
+    changes: dict[str, Any],
+    warning: str,
+):
+    write_point(tmp_path)
+    write_point(tmp_path, run=1, **changes)
+    assert f'**{warning}' in report(tmp_path).split('\n- ')[0]
+
+
+def test_failed_requests_are_told(tmp_path: Path):
+    path = write_point(tmp_path)
+    record = json.loads(path.read_text())
+    record['measured']['n_failed'] = 1
+    path.write_text(json.dumps(record))
+    assert f'**Requests failed** in these points, and are not counted: ' \
+        f'`{path.parent.name}`.' in report(tmp_path)
+
+
+def test_experts_are_named_where_they_differ(tmp_path: Path):
+    for experts in (1, 4, 8):
+        write_point(tmp_path, experts, min(2, experts), rate=None)
+    rows = tables(report(tmp_path), 'Rates')
+    names = [row[0] for row in rows]
+    assert names == ['dense', '4 experts, K=2', '8 experts, K=2']
+
+
+def test_nothing_done_is_told(tmp_path: Path):
+    write_point(tmp_path, status='failed', reason='it died.')
+    text = report(tmp_path)
+    assert '1 failed, beside 0 that are done' in text
+    assert set(files(tmp_path / 'report')) == {
+        'report.md',
+        'report.html',
+        'points.csv',
+    }
+
+
+def test_what_an_earlier_report_had_goes(tmp_path: Path):
+    path = write_point(tmp_path, rate=None)
+    write_report(tmp_path)
+    assert (tmp_path / 'report/serving.json').is_file()
+    record = json.loads(path.read_text())
+    record |= {'status': 'failed', 'reason': 'it died.'}
+    path.write_text(json.dumps(record))
+    (tmp_path / 'report/notes.txt').write_text('mine')
+    write_report(tmp_path)
+    assert not (tmp_path / 'report/serving.json').exists()
+    assert not list((tmp_path / 'report/figures').iterdir())
+    assert (tmp_path / 'report/notes.txt').read_text() == 'mine'
+
+
+def test_what_can_not_be_written_leaves_nothing(tmp_path: Path):
+    write_point(tmp_path)
+    (tmp_path / 'report').write_text('a file')
+    with pytest.raises(
+            HarnessError,
+            match="folder='.*/report': the report can't be written",
+    ):
+        write_report(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {'points', 'report'}
+    assert (tmp_path / 'report').read_text() == 'a file'
+
+
+def test_an_incomplete_study_leaves_the_earlier_report(tmp_path: Path):
+    write_point(tmp_path)
+    write_report(tmp_path)
+    before = files(tmp_path / 'report')
+    write_point(tmp_path, run=1).write_text('{')
+    with pytest.raises(HarnessError, match="it can't be read as JSON"):
+        write_report(tmp_path)
+    assert files(tmp_path / 'report') == before
+
+
+def test_text_from_outside_means_nothing_to_markdown():
+    assert plain('a|b\n *c* <d>') == r'a\|b \*c\* \<d\>'
+    long = plain('x' * 500)
+    assert long == f"... {'x' * 300}"
+
+
+def test_cells_by_hand():
+    assert span([], '.1f') == '-'
+    assert span([2.0, 1.0, 2.04], '.1f') == '1.0 to 2.0'
+    assert span([2.0, 2.04], '.1f') == '2.0'
+    assert markdown_table(['a', 'b'],
+                          [['1', '2']
+                          ]) == ('| a | b |\n| --- | ---: |\n| 1 | 2 |')
