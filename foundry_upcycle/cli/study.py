@@ -29,10 +29,12 @@ def plan(path: _StudyYaml) -> None:
     Example: foundry-upcycle study plan yamls/study_430m.yaml
     """
     with errors_in_one_line():
+        from foundry_upcycle.study.lock import exclusive
         from foundry_upcycle.study.overview import plan_lines
         from foundry_upcycle.study.plan_files import write_yamls
         grid = _grid(path)
-        write_yamls(grid)
+        with exclusive(grid.study.folder):
+            write_yamls(grid)
         for line in plan_lines(grid):
             typer.echo(line)
         typer.echo(f'wrote {grid.study.folder}/yamls')
@@ -63,11 +65,7 @@ def run(
             for line in runner.dry_run(grid):
                 typer.echo(line)
             return
-        # As Ctrl-C does: leave through the `finally` that ends processes.
-        signal.signal(
-            signal.SIGTERM,
-            lambda *_: sys.exit(128 + signal.SIGTERM),
-        )
+        _exit_on_signals()
         is_complete = runner.StudyRunner(grid, typer.echo).run()
     if not is_complete:
         raise typer.Exit(1)
@@ -119,6 +117,14 @@ def report(
             None if serving is None else Path(serving),
         )
         typer.echo(f'wrote {written}')
+
+
+def _exit_on_signals() -> None:
+    """As Ctrl-C does: leaves through the `finally` that ends processes."""
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        # nohup has SIGHUP, of a closed terminal, ignored; so it stays.
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, lambda number, _: sys.exit(128 + number))
 
 
 def _grid(path: str) -> Any:

@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 __all__ = ['Progress', 'RunFailed', 'run_process']
 
@@ -24,17 +26,20 @@ def run_process(
     log_path: Path,
     progress: Callable[[str], Optional[str]],
     say: Callable[[str], None],
+    pass_fds: Sequence[int] = (),
 ) -> None:
     """Runs a command in a process group of its own, to the end of either.
 
     Whatever ends the caller's wait (an error, Ctrl-C, SIGTERM turned into
-    SystemExit) ends every process of the group.
+    SystemExit) ends every process of the group. While that goes on, further
+    signals wait.
 
     Args:
         command: Program and arguments.
         log_path: Its output, appended.
         progress: Gets each line of output, returns what to show of it.
         say: Shows it.
+        pass_fds: Descriptors that the command inherits.
 
     Raises:
         RunFailed: The exit status is not 0. The message has the last lines of
@@ -50,6 +55,7 @@ def run_process(
             text=True,
             errors='replace',
             start_new_session=True,
+            pass_fds=tuple(pass_fds),
         )
         assert process.stdout is not None  # for pyright: it is a pipe
         try:
@@ -61,7 +67,8 @@ def run_process(
                     say(shown)
             status = process.wait()
         finally:
-            _end_group(process)
+            with _signals_wait():
+                _end_group(process)
     if status:
         raise RunFailed(f'exit status {status}. {end_of_log(log_path)}')
 
@@ -98,6 +105,26 @@ def _end_group(process: subprocess.Popen) -> None:
             process.wait(timeout=_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             continue
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Holds back what would end this process, and sends it again at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Signals go to the main thread, and only there are set.
+        return
+    received: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: received.append(number))
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 class Progress:

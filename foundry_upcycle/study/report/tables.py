@@ -105,16 +105,25 @@ def sweep_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
             )
 
 
+def _chosen(edge: Optional[str]) -> str:
+    # Beyond the edge it may be better still.
+    return 'chosen' if edge is None else f'chosen, {edge} tried'
+
+
 def _sweep_row(summary: Summary, run: Run) -> list[str]:
     done = summary.study.results
     # A sweep has found its rate when all of it is trained, evaluated or not.
-    best = summary.study.best(summary.grid.candidates(run.place))
+    sweep = summary.grid.candidates(run.place)
+    best = summary.study.best(sweep)
     is_chosen = best is not None and best.run.name == run.name
+    rates = [other.learning_rate or 0.0 for other in sweep]
+    edges = {min(rates): 'the lowest', max(rates): 'the highest'}
+    edge = edges.get(run.learning_rate or 0.0)
     return [
         f'{run.learning_rate:g}',
         f'{done[run.name].final_loss:.4f}'
         if run.name in done else 'not finished',
-        'chosen' if is_chosen else '',
+        _chosen(edge) if is_chosen else '',
     ]
 
 

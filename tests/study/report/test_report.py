@@ -428,7 +428,7 @@ def test_sweep_table(report: str):
         '| learning rate | final training loss |  |\n'
         '| --- | ---: | ---: |\n'
         '| 5e-05 | 3.9000 |  |\n'
-        '| 0.0001 | 2.8000 | chosen |\n'
+        '| 0.0001 | 2.8000 | chosen, the highest tried |\n'
     ) in report
 
 
@@ -449,7 +449,7 @@ def test_a_rate_that_diverged_is_not_chosen(tmp_path: Path):
     }
     lines = lines_of(StudyResults(study.grid, results), tmp_path)
     assert '| 5e-05 | nan |  |' in lines
-    assert '| 0.0001 | 2.8000 | chosen |' in lines
+    assert '| 0.0001 | 2.8000 | chosen, the highest tried |' in lines
 
 
 def test_task_table(report: str):
@@ -541,7 +541,7 @@ def test_best_of_a_sweep_that_is_not_evaluated_is_named(tmp_path: Path):
     assert lines[2].endswith(
         f'Not evaluated to the end, and left out: `{name}`.'
     )
-    assert '| 0.0001 | 2.8000 | chosen |' in lines
+    assert '| 0.0001 | 2.8000 | chosen, the highest tried |' in lines
 
 
 def test_runs_that_diverged_are_named(tmp_path: Path):
