@@ -33,6 +33,9 @@ _MOE_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What ``model.name`` may be.
+_MODELS = ('mpt_causal_lm', 'upcycled_mpt')
+
 _RMS_NORMS = ('rmsnorm', 'low_precision_rmsnorm', 'triton_rmsnorm')
 _LAYER_NORMS = ('layernorm', 'low_precision_layernorm')
 
@@ -74,7 +77,8 @@ class ModelShape:
     def from_config(cls, model: Mapping[str, Any]) -> 'ModelShape':
         """Reads the ``model:`` section of a training YAML.
 
-        Keys that are absent take the defaults of Foundry's ``MPTConfig``.
+        Keys that are absent take the defaults of Foundry's ``MPTConfig``; a
+        section without a ``name`` is taken for an MPT's.
 
         Args:
             model: The section, as a mapping. Keys that do not change a count
@@ -174,6 +178,14 @@ def _refuse_uncounted(
     model: Mapping[str, Any],
     attn: Mapping[str, Any],
 ) -> None:
+    name = model.get('name')
+    if name is not None and name not in _MODELS:
+        raise ConfigError(
+            'model.name',
+            name,
+            'its parameters are not counted here.',
+            f"count those of {' or '.join(_MODELS)}.",
+        )
     for section, prefix, keys in (
         (model, 'model', ('block_overrides', )),
         (attn, 'model.attn_config', ('qk_ln', 'qk_gn', 'kv_dim')),

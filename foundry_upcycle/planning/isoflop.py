@@ -9,11 +9,7 @@ from typing import NamedTuple
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = [
-    'Steps',
-    'matched_steps',
-    'steps_for_budget',
-]
+__all__ = ['Steps', 'steps_for_budget']
 
 
 class Steps(NamedTuple):
@@ -62,27 +58,3 @@ def steps_for_budget(
             'raise the budget, or lower the batch size or sequence length.',
         )
     return Steps(n_steps, n_steps * flops_per_step / budget_flops - 1)
-
-
-def matched_steps(
-    reference_steps: int,
-    reference_flops_per_token: float,
-    other_flops_per_token: float,
-) -> Steps:
-    """Steps of another model that cost what the reference's steps cost.
-
-    Both train on the same number of tokens a step.
-
-    Args:
-        reference_steps: Steps of the reference run.
-        reference_flops_per_token: Training FLOPs of one of its tokens.
-        other_flops_per_token: The same of the other model.
-
-    Raises:
-        ConfigError: The reference run buys less than half a step.
-    """
-    return steps_for_budget(
-        reference_steps * reference_flops_per_token,
-        other_flops_per_token,
-        tokens_per_batch=1,
-    )

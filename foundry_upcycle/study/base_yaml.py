@@ -39,6 +39,7 @@ class BaseYaml:
         seq_len: Tokens of a sequence.
         tokens_per_step: Of all ranks.
         duration: Its ``max_duration``.
+        variables: Names below its ``variables``, which a study may replace.
     """
 
     key: str
@@ -48,6 +49,7 @@ class BaseYaml:
     seq_len: int
     tokens_per_step: int
     duration: Duration
+    variables: frozenset[str]
 
     @classmethod
     def read(
@@ -64,12 +66,14 @@ class BaseYaml:
             variables: Replace those of the same name.
 
         Raises:
-            ConfigError: It is no train YAML of an MPT, or its recipe is not
-                known.
+            ConfigError: It is no train YAML of an MPT, its recipe is not
+                known, or it would log no training loss.
         """
         try:
+            written = OmegaConf.load(phase.yaml)
+            own_variables = OmegaConf.select(written, 'variables') or ()
             config = OmegaConf.merge(
-                OmegaConf.load(phase.yaml),
+                written,
                 {'variables': dict(variables)},
                 dict(phase.overrides),
             )
@@ -99,6 +103,7 @@ class BaseYaml:
         duration = _select(phase.yaml, config, 'max_duration', (str, int))
         _check_optimizer(key, phase, config)
         _check_upcycling(phase.yaml, config, model)
+        _check_metrics(phase.yaml, config, model)
         return cls(
             key=key,
             phase=phase,
@@ -107,6 +112,7 @@ class BaseYaml:
             seq_len=seq_len,
             tokens_per_step=batch_size * seq_len,
             duration=_duration(phase.yaml, duration),
+            variables=frozenset(map(str, own_variables)),
         )
 
     @property
@@ -257,6 +263,18 @@ def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:
         # It imports torch.
         from foundry_upcycle.recipes import get_recipe
         get_recipe(upcycling.recipe)
+
+
+def _check_metrics(path: Path, config: Any, model: DictConfig) -> None:
+    key = 'model.use_train_metrics'
+    value = _select_any(path, config, key)
+    if 'use_train_metrics' in model and not value:
+        raise ConfigError(
+            f'{path}: {key}',
+            value,
+            'a study reads the training loss.',
+            'remove it, or set it to true.',
+        )
 
 
 def _select(path: Path, config: Any, key: str, kind: Any) -> Any:

@@ -45,7 +45,8 @@ class ModelGrid:
             ascending.
         arms: Name -> how the second phase is trained.
         paper: The model of the paper that this is, such as ``436M``: its
-            points are drawn behind those of the same duration's name.
+            points are drawn behind those of a duration of the same name that is
+            as long.
     """
 
     name: str
@@ -109,7 +110,7 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     section = _Section('', _load(path))
-    folder = Path(section.take('folder', str))
+    folder = _folder(section)
     models = section.take('models', dict)
     study = Study(
         name=section.take('name', str),
@@ -127,6 +128,18 @@ def read_study(path: str | Path) -> Study:
     )
     section.refuse_others()
     return study
+
+
+def _folder(section: '_Section') -> Path:
+    folder = section.take('folder', str)
+    if '://' in folder:
+        raise ConfigError(
+            section.key('folder'),
+            folder,
+            "a study's folder is local.",
+            'name a folder on a disk, shared by the machines that train.',
+        )
+    return Path(folder)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.gauntlets import (
@@ -25,11 +25,13 @@ class EvaluationYaml:
         path: The YAML.
         config: Its content, unresolved. Its models are replaced.
         held_out_texts: Labels of the texts that it measures a loss on.
+        variables: Names below its ``variables``, which a study may replace.
     """
 
     path: Path
     config: DictConfig
     held_out_texts: frozenset[str]
+    variables: frozenset[str]
 
     @classmethod
     def read(
@@ -44,15 +46,17 @@ class EvaluationYaml:
             variables: Replace those of the same name.
 
         Raises:
-            ConfigError: It can't be read, or has no tasks.
+            ConfigError: It can't be read, has no tasks, or a held-out text
+                without a label.
         """
         try:
-            config = OmegaConf.merge(
-                OmegaConf.load(path),
-                {'variables': dict(variables)},
-            )
-            loaders = OmegaConf.select(config, 'eval_loaders') or []
+            written = OmegaConf.load(path)
+            own_variables = OmegaConf.select(written, 'variables') or ()
+            config = OmegaConf.merge(written, {'variables': dict(variables)})
+            labels = _labels(path, OmegaConf.select(config, 'eval_loaders'))
             tasks = OmegaConf.select(config, 'icl_tasks')
+        except ConfigError:
+            raise
         except Exception as error:  # Of OmegaConf or of the YAML parser.
             raise ConfigError(
                 'evaluation',
@@ -78,7 +82,8 @@ class EvaluationYaml:
         return cls(
             path,
             config,
-            frozenset(str(loader.label) for loader in loaders),
+            labels,
+            frozenset(map(str, own_variables)),
         )
 
     @cached_property
@@ -97,3 +102,27 @@ class EvaluationYaml:
             f'{self.path}: eval_gauntlet',
             {'eval_gauntlet': OmegaConf.to_container(value, resolve=True)},
         )
+
+
+def _labels(path: Path, loaders: Any) -> frozenset[str]:
+    if loaders is None:
+        return frozenset()
+    if not isinstance(loaders, ListConfig):
+        raise ConfigError(
+            f'{path}: eval_loaders',
+            str(loaders),
+            'it is no list.',
+            'write a list of loaders, each with a label.',
+        )
+    labels = []
+    for index, loader in enumerate(loaders):
+        label = loader.get('label') if isinstance(loader, DictConfig) else None
+        if label is None:
+            raise ConfigError(
+                f'{path}: eval_loaders[{index}].label',
+                label,
+                'a study needs the label of each held-out text.',
+                'give the loader a label.',
+            )
+        labels.append(str(label))
+    return frozenset(labels)

@@ -144,7 +144,8 @@ def plan_grid(study: Study) -> Grid:
 
     Raises:
         ConfigError: A YAML or the budget can't be used, an arm trains another
-            model than the dense start, or two runs would have one name.
+            model than the dense start, two runs would have one name, or no
+            YAML has a variable that the study sets.
     """
     runs = [run for model in study.models for run in _plan_model(study, model)]
     names = [run.name for run in runs]
@@ -160,7 +161,7 @@ def plan_grid(study: Study) -> Grid:
                 '_eval behind it.',
             )
     evaluation = study.evaluation
-    return Grid(
+    grid = Grid(
         study,
         tuple(runs),
         None if evaluation is None else EvaluationYaml.read(
@@ -168,6 +169,22 @@ def plan_grid(study: Study) -> Grid:
             study.variables,
         ),
     )
+    _refuse_unknown_variables(grid)
+    return grid
+
+
+def _refuse_unknown_variables(grid: Grid) -> None:
+    known = set().union(*(run.base.variables for run in grid.runs))
+    if grid.evaluation is not None:
+        known |= grid.evaluation.variables
+    for name, value in grid.study.variables.items():
+        if name not in known:
+            raise ConfigError(
+                f'variables.{name}',
+                value,
+                'no YAML of the study has it among its variables.',
+                f"remove it; there are {', '.join(sorted(known)) or 'none'}.",
+            )
 
 
 def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:

@@ -8,12 +8,15 @@ from typing import Mapping
 import yaml
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.planning.duration import parse_duration
 from foundry_upcycle.study.config import ModelGrid
 
 __all__ = ['PaperDuration', 'PaperPoint', 'load_paper', 'paper_durations']
 
 _FILE = Path(__file__).with_name('paper.yaml')
 _ARMS = ('cpt', 'upcycled')
+# Of tokens, which the paper rounds to two digits.
+_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,11 @@ def load_paper() -> Mapping[str, Mapping[str, PaperDuration]]:
 def paper_durations(model: ModelGrid) -> Mapping[str, PaperDuration]:
     """What to draw behind a model's points, by the names of its durations.
 
+    A duration is the paper's where it has the paper's name and, within 3 %, as
+    many tokens; one in steps is not.
+
     Raises:
-        ConfigError: The paper has no such model.
+        ConfigError: The paper has no such model, or a duration is none.
     """
     if model.paper is None:
         return {}
@@ -90,5 +96,12 @@ def paper_durations(model: ModelGrid) -> Mapping[str, PaperDuration]:
     return {
         name: duration
         for name, duration in paper[model.paper].items()
-        if name in model.durations
+        if name in model.durations and _is_as_long(model, name, duration)
     }
+
+
+def _is_as_long(model: ModelGrid, name: str, paper: PaperDuration) -> bool:
+    key = f'models.{model.name}.durations.{name}'
+    duration = parse_duration(key, model.durations[name])
+    deviation = duration.value / paper.pretraining_tokens - 1
+    return duration.unit == 'tok' and abs(deviation) <= _TOLERANCE

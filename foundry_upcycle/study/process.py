@@ -6,11 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, Optional, Sequence
 
-__all__ = ['Progress', 'RunFailed', 'run_process']
+__all__ = [
+    'Progress',
+    'RunFailed',
+    'duration_text',
+    'end_of_log',
+    'run_process',
+]
 
 _TAIL_LINES = 30
 # Composer's own launcher takes a moment to end its processes.
@@ -128,14 +135,21 @@ def _signals_wait() -> Iterator[None]:
 
 
 class Progress:
-    """Turns Composer's console log into one line a report."""
+    """Turns Composer's console log into one line a report.
+
+    Args:
+        clock: Seconds, from whenever.
+    """
 
     _BATCH = re.compile(r'\[batch=(\d+)/(\d+)\]:$')
     _LOSS = re.compile(r'Train metrics/train/LanguageCrossEntropy: ([\d.]+)')
     _SPEED = re.compile(r'Train throughput/tokens_per_sec: ([\d.]+)')
     _EVAL = re.compile(r'\[Eval batch=1/\d+\] Eval on (\S+) data')
 
-    def __init__(self):
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._first: Optional[tuple[int, float]] = None
+        self._left = ''
         self.batch = ''
         self.loss = ''
 
@@ -144,10 +158,29 @@ class Progress:
         line = line.strip()
         if match := self._BATCH.search(line):
             self.batch = f'step {match[1]}/{match[2]}'
+            self._estimate(int(match[1]), int(match[2]))
         elif match := self._LOSS.match(line):
             self.loss = f'loss {float(match[1]):.3f}'
         elif match := self._SPEED.match(line):
-            return f'{self.batch}  {self.loss}  {float(match[1]):,.0f} tokens/s'
+            speed = f'{float(match[1]):,.0f} tokens/s'
+            return f'{self.batch}  {self.loss}  {speed}{self._left}'
         elif match := self._EVAL.match(line):
             return f'evaluates on {match[1]}'
         return None
+
+    def _estimate(self, step: int, n_steps: int) -> None:
+        """From the steps since the first that was shown."""
+        now = self._clock()
+        first_step, since = self._first = self._first or (step, now)
+        if step > first_step:
+            seconds = (now - since) / (step - first_step) * (n_steps - step)
+            self._left = f'  {duration_text(seconds)} left'
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds, as one reads them."""
+    if seconds < 100:
+        return f'{seconds:.0f} s'
+    if seconds < 6000:
+        return f'{seconds / 60:.0f} min'
+    return f'{seconds / 3600:.1f} h'

@@ -111,7 +111,7 @@ def _set_mlflow(config: DictConfig, study: Study, run: Run) -> None:
     if config.get('loggers') is None:
         config.loggers = {}
     # Whole: metrics that are renamed or left out would not be found.
-    config.loggers.mlflow = {
+    config.loggers['mlflow'] = {
         'experiment_name': study.name,
         'tracking_uri': study.tracking_uri,
         'tags': tags,

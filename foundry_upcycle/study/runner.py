@@ -1,24 +1,24 @@
 """Does what is not yet done of a study, one process after another."""
 
-import fcntl
 import os
 import shlex
-import socket
 import sys
 import time
 from collections import defaultdict
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.grid import Grid
+from foundry_upcycle.study.interrupted import mend_checkpoints
+from foundry_upcycle.study.lock import exclusive
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.plan_files import write_yamls
 from foundry_upcycle.study.preflight import check_runs
 from foundry_upcycle.study.process import (
     Progress,
     RunFailed,
+    duration_text,
     end_of_log,
     run_process,
 )
@@ -46,9 +46,11 @@ def dry_run(grid: Grid) -> Iterator[str]:
     named, in comments.
 
     Raises:
-        ConfigError: The study's folder has results of another study.
+        ConfigError: The study's folder has results of another study, or a
+            runner works on it.
     """
-    write_yamls(grid)
+    with exclusive(grid.study.folder):
+        write_yamls(grid)
     measured = Measured(grid)
     for task in list_tasks(grid):
         found = state(measured, task)
@@ -87,16 +89,17 @@ class StudyRunner:
                 study's folder has results of another study, another runner
                 works on it, or Foundry could not run a YAML.
             TaskDataError: A task's file can't be used.
+            CheckpointError: A checkpoint can't be opened.
         """
         _require_scripts()
-        with _exclusive(self.grid.study.folder):
+        with exclusive(self.grid.study.folder) as lock:
             write_yamls(self.grid)
             check_runs(self.grid)
             measured = Measured(self.grid)
             _refuse_foreign_runs(measured)
             tasks = list_tasks(self.grid)
             for index, task in enumerate(tasks):
-                self._do(measured, task, tasks[index:], len(tasks))
+                self._do(measured, task, tasks[index:], len(tasks), lock)
             left = [
                 task for task in tasks
                 if state(measured, task) not in ('done', 'not needed')
@@ -112,8 +115,14 @@ class StudyRunner:
         task: Task,
         left: tuple[Task, ...],
         n_tasks: int,
+        lock: int,
     ) -> None:
+        files = RunFiles(self.grid.study, task.run.name)
         found = state(measured, task)
+        if task.kind == 'train' and found in ('ready', 'started'):
+            mend_checkpoints(files.checkpoints)
+            # If only the link to the last one was missing, it is done.
+            found = state(measured, task)
         number = f'{n_tasks - len(left) + 1}/{n_tasks}'
         if found in ('done', 'not needed', 'waits'):
             self.say(f'[{number} {task.name}] {found}')
@@ -124,8 +133,10 @@ class StudyRunner:
         time_left = self._pace.left(measured, left)
         self.say(
             f"[{number} {task.name}] {'goes on' if found == 'started' else 'starts'}"
-            +
-            (f'; about {_minutes(time_left)} left in all' if time_left else ''),
+            + (
+                f'; about {duration_text(time_left)} left in all'
+                if time_left else ''
+            ),
         )
         started = time.monotonic()
         signs: list[float] = []  # When it showed that it works.
@@ -134,12 +145,11 @@ class StudyRunner:
             signs.append(time.monotonic() - started)
             self.say(f'[{number} {task.name}] {line}')
 
-        files = RunFiles(self.grid.study, task.run.name)
         log = files.train_log if task.kind == 'train' else files.eval_log
         # The launcher of this environment.
         words[0] = str(_launcher(words[0]))
         try:
-            run_process(words, log, Progress(), show)
+            run_process(words, log, Progress(), show, pass_fds=[lock])
             if state(measured, task) != 'done':
                 raise RunFailed(
                     'it ended without an error and without all that it was '
@@ -152,7 +162,7 @@ class StudyRunner:
         seconds = time.monotonic() - started
         if found == 'ready' and signs:  # Not the rest of a run.
             self._pace.add(task, signs[0], seconds)
-        self.say(f'[{number} {task.name}] done in {_minutes(seconds)}')
+        self.say(f'[{number} {task.name}] done in {duration_text(seconds)}')
 
 
 class _Pace:
@@ -208,14 +218,6 @@ def _amount(task: Task) -> float:
     return float(task.run.flops) if task.kind == 'train' else 1.0
 
 
-def _minutes(seconds: float) -> str:
-    if seconds < 100:
-        return f'{seconds:.0f} s'
-    return f'{seconds / 60:.0f} min' if seconds < 6000 else (
-        f'{seconds / 3600:.1f} h'
-    )
-
-
 def _why(measured: Measured, task: Task) -> str:
     needs = waits_for(measured, task)
     if needs:
@@ -266,29 +268,3 @@ def _require_scripts() -> None:
                 'run this where foundry_upcycle or LLM Foundry has its '
                 'train.py and eval.py.',
             )
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Keeps other runners from the folder.
-
-    Raises:
-        ConfigError: One is at work.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / '.lock').open('a+') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ConfigError(
-                'folder',
-                str(folder),
-                f'another runner works on it ({lock.read().strip()}).',
-                'wait for it, or name another folder in the study YAML.',
-            ) from None
-        lock.truncate(0)
-        lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-        lock.flush()
-        # The kernel takes the lock back however this process ends.
-        yield

@@ -41,6 +41,14 @@ def read(tmp_path: Path, text: str = SMALL) -> TrainingBudget:
     return read_training_budget(str(path))
 
 
+def test_a_model_that_is_no_mpt(tmp_path):
+    with pytest.raises(
+            ConfigError,
+            match="train.yaml: model.name='hf_causal_lm': .*not counted here",
+    ):
+        read(tmp_path, SMALL.replace('mpt_causal_lm', 'hf_causal_lm'))
+
+
 def test_by_hand(tmp_path):
     # A token: 2 * 1832 and, of attention, 4 * layers 2 * width 8 * 4 tokens.
     forward = 2 * TOTAL + 256

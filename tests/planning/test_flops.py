@@ -296,6 +296,9 @@ def test_flops_against_torchs_counter(name: str, config: dict[str, Any]):
     'changes,message',
     [
         ({
+            'name': 'hf_causal_lm',
+        }, "model.name='hf_causal_lm': .*not counted.*mpt_causal_lm or upcyc"),
+        ({
             'block_overrides': {
                 'order': []
             },

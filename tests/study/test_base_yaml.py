@@ -107,6 +107,11 @@ def test_a_warmup_of_another_kind(files: StudyFiles, warmup: str, problem: str):
         ('cpt', 'model.norm_type', 'batch', "model.norm_type='batch': its param"),
         ('cpt', 'model.d_model', '${nowhere}', "model=None: it can't be resolved "
          ".*'nowhere' not found.*Fix: write its value, here or in overrides"),
+        ('cpt', 'model.name', 'hf_causal_lm', "model.name='hf_causal_lm': its para"
+         'meters are not counted here. Fix: count those of mpt_causal_lm or up'),
+        ('cpt', 'model.use_train_metrics', False, 'model.use_train_metrics=False: '
+         'a study reads the training loss. Fix: remove it, or set it to true'),
+        ('cpt', 'model.use_train_metrics', None, 'use_train_metrics=None: a study'),
         ('cpt', 'optimizer', GONE, f'optimizer.lr=None: {UNLIKE_FOUNDRY}'),
         ('cpt', 'optimizer.lr', GONE, 'optimizer.lr=None: it is missing'),
         ('cpt', 'optimizer.lr', '5e-5', "optimizer.lr='5e-5': it is missing, or"),
@@ -133,6 +138,19 @@ def test_what_can_not_be_used(files: StudyFiles, name, key, value, problem):
 def test_an_unknown_recipe(files: StudyFiles, recipe, problem):
     with pytest.raises(ConfigError, match=problem):
         read(files.set('upcycled', RECIPE, recipe), 'upcycled')
+
+
+def test_train_metrics_may_be_asked_for(files: StudyFiles):
+    files.set('cpt', 'model.use_train_metrics', True)
+    assert read(files, 'cpt').config.model.use_train_metrics
+
+
+def test_its_own_variables(files: StudyFiles):
+    overrides = {'variables': {'another': 1}}
+    base = read(files, 'cpt', overrides=overrides)
+    assert base.variables == {'tokenizer', 'lr'}
+    files.set('cpt', 'variables', GONE).set('cpt', 'optimizer.lr', 1e-3)
+    assert read(files, 'cpt').variables == frozenset()
 
 
 def test_a_recipe_has_a_default(files: StudyFiles):

@@ -182,6 +182,9 @@ def test_a_missing_key(files: StudyFiles, key: str, kind: str):
         ('name', 5, f'name=5: {OF_ANOTHER_TYPE}str'),
         ('name', True, f'name=True: {OF_ANOTHER_TYPE}str'),
         ('folder', '', f"folder='': {OF_ANOTHER_TYPE}str"),
+        ('folder', 's3://bucket/x', "folder='s3://bucket/x': a study's folder is "
+         'local. Fix: name a folder on a disk'),
+        ('folder', 'file:///tmp/x', "folder='file:///tmp/x': a study's folder is"),
         ('tracking_uri', '', f"tracking_uri='': {OF_ANOTHER_TYPE}str"),
         ('variables', ['a'], f"variables=.'a'.: {OF_ANOTHER_TYPE}dict"),
         ('evaluation', 5, f'evaluation=5: {OF_ANOTHER_TYPE}str'),

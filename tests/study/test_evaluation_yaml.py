@@ -59,6 +59,7 @@ def test_variables_are_replaced(tmp_path: Path):
     assert evaluation.config.icl_tasks == 'there/tasks.yaml'
     assert evaluation.config.variables.chance == 0.25
     assert evaluation.held_out_texts == {'there'}
+    assert evaluation.variables == {'folder', 'chance'}
     # What is written for a run still says where it is from.
     unresolved: Any = OmegaConf.to_container(evaluation.config)
     assert unresolved['icl_tasks'] == '${variables.folder}/tasks.yaml'
@@ -134,6 +135,35 @@ def test_what_is_no_eval_yaml(tmp_path: Path, content: bytes):
             f"(?s)evaluation='{path}': it can't be read .*Fix: name an eval",
     ):
         EvaluationYaml.read(path, {})
+
+
+@pytest.mark.parametrize(
+    'loaders,problem',
+    [
+        ({
+            'label': 'prose'
+        }, "eval_loaders=.*'prose'.*: it is no list. Fix: write a list of l"),
+        ('prose', "eval_loaders='prose': it is no list"),
+        ([{
+            'label': 'prose'
+        }, {
+            'name': 'text'
+        }],
+         r'eval_loaders\[1\].label=None: a study needs .* Fix: give the load'),
+        ([{
+            'label': None
+        }], r'eval_loaders\[0\].label=None'),
+        (['prose'], r'eval_loaders\[0\].label=None'),
+    ],
+)
+def test_loaders_without_labels(tmp_path: Path, loaders: Any, problem: str):
+    with pytest.raises(ConfigError, match=f'eval.yaml: {problem}'):
+        read(tmp_path, eval_loaders=loaders)
+
+
+def test_a_label_that_can_not_be_resolved(tmp_path: Path):
+    with pytest.raises(ConfigError, match="it can't be read .*'absent' not fo"):
+        read(tmp_path, eval_loaders=[{'label': '${absent}'}])
 
 
 def test_a_loader_without_a_label_is_refused(tmp_path: Path):

@@ -182,10 +182,36 @@ def test_several_models(files: StudyFiles):
 
 def test_it_is_evaluated_by_a_yaml(files: StudyFiles):
     files.set('eval', 'icl_tasks', '${variables.tasks}')
+    files.set('eval', 'variables', {'tasks': 'theirs.yaml'})
     files.set('study', 'variables', {'tasks': 'mine.yaml'})
     evaluation = files.set('study', 'evaluation', 'eval.yaml').grid().evaluation
     assert evaluation is not None
     assert evaluation.config.icl_tasks == 'mine.yaml'
+
+
+def test_a_variable_that_no_yaml_has(files: StudyFiles):
+    files.set('eval', 'variables', {'tasks': 'theirs.yaml'})
+    files.set('upcycled', 'variables.source', 'dense.pt')
+    files.set('study', 'variables', {'sorce': 'my.pt'})
+    match = (
+        "variables.sorce='my.pt': no YAML of the study has it among its "
+        'variables. Fix: remove it; there are '
+    )
+    with pytest.raises(ConfigError, match=f'{match}lr, source, tokenizer.$'):
+        files.grid()
+    files.set('study', 'evaluation', 'eval.yaml')
+    with pytest.raises(ConfigError, match=f'{match}lr, source, tasks, token'):
+        files.grid()
+    files.set('study', 'variables', {'source': 'my.pt', 'tasks': 'mine.yaml'})
+    assert files.grid().study.variables['source'] == 'my.pt'
+
+
+def test_a_variable_where_there_are_none(files: StudyFiles):
+    files.set_all('variables', GONE).set_all('optimizer.lr', 1e-3)
+    files.set_all('tokenizer', {'name': 'a_tokenizer'})
+    files.set('study', 'variables', {'lr': 1e-4})
+    with pytest.raises(ConfigError, match='variables.lr=.*there are none.$'):
+        files.grid()
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,25 @@ def test_the_papers_tokens_are_shown_where_it_has_the_run():
 
 def test_runs_that_the_paper_does_not_have(files: StudyFiles):
     files.set('study', 'models.m.paper', '436M')
-    durations = {'medium': '200ba', 'mine': '300ba'}
+    durations = {'medium': '44e9tok', 'long': '1e9tok', 'mine': '100e9tok'}
     files.set('study', 'models.m.durations', durations)
+    files.set_all('max_duration', '44e9tok')
+    files.set_all('scheduler.t_warmup', '1e6tok')
     files.set('study', 'models.m.fractions', [0.4, 0.5])
     header, *lines = plan_lines(files.grid())
     rows = {line.split()[0]: line for line in lines if line}
-    # 2400 tokens of 43.6e9, 960 of 17.5e9.
-    assert rows['m_medium'].endswith('  4.36e+10   0.0%')
-    assert rows['m_medium_cpt_0.4_s17'].endswith('  1.75e+10   0.0%')
+    # 44e9 tokens of 43.6e9, 17.6e9 of 17.5e9.
+    assert rows['m_medium'].endswith('  4.36e+10 100.9%')
+    assert rows['m_medium_cpt_0.4_s17'].endswith('  1.75e+10 100.6%')
     end_of_hours = header.index('hours') + len('hours')
-    for name in ('m_mine', 'm_mine_cpt_0.4_s17', 'm_medium_cpt_0.5_s17'):
+    # Another length, another name, another fraction.
+    for name in (
+            'm_long',
+            'm_long_cpt_0.4_s17',
+            'm_mine',
+            'm_mine_cpt_0.4_s17',
+            'm_medium_cpt_0.5_s17',
+    ):
         assert len(rows[name]) == end_of_hours
 
 

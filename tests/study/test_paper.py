@@ -22,11 +22,12 @@ def model(tmp_path: Path) -> ModelGrid:
     grid = make_grid(
         tmp_path,
         durations={
-            'long': '2000ba',
-            'short': '1000ba'
+            'long': '354e9tok',
+            'short': '1e9tok'
         },
         fractions=(0.4, ),
         seeds=(1, ),
+        batch=10**4,
         paper='1.4B',
     )
     return grid.study.models[0]
@@ -77,6 +78,34 @@ def test_tokens_are_those_of_equal_flops():
 
 def test_durations_are_those_of_the_study(model: ModelGrid):
     assert paper_durations(model) == {'long': load_paper()['1.4B']['long']}
+
+
+@pytest.mark.parametrize(
+    'text,is_the_papers',
+    [
+        # 3 % are 10.62e9.
+        ('343.5e9tok', True),
+        ('364.5e9tok', True),
+        ('343.3e9tok', False),
+        ('364.7e9tok', False),
+        ('354e9ba', False),
+    ],
+)
+def test_a_duration_is_the_papers_if_it_is_as_long(
+    model: ModelGrid,
+    text: str,
+    is_the_papers: bool,
+):
+    found = paper_durations(replace(model, durations={'long': text}))
+    assert list(found) == ['long'] * is_the_papers
+
+
+def test_a_duration_that_is_none(model: ModelGrid):
+    with pytest.raises(
+            ConfigError,
+            match="models.small.durations.long='soon': it is not a duration",
+    ):
+        paper_durations(replace(model, durations={'long': 'soon'}))
 
 
 def test_a_model_need_not_be_the_papers(model: ModelGrid):

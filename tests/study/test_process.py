@@ -4,13 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Optional
+from typing import Iterator, Optional
 
 import pytest
+from small_study import write_study
+from typer.testing import CliRunner
 
+from foundry_upcycle.cli.app import app
+from foundry_upcycle.study import process
 from foundry_upcycle.study.process import Progress, RunFailed, run_process
+from foundry_upcycle.study.runner import StudyRunner
 
 
 def _run(folder: Path, program: str, shown: Optional[list[str]] = None) -> None:
@@ -136,6 +142,129 @@ def test_sigterm_to_the_caller_ends_the_group(tmp_path: Path):
     assert _wait_until_gone(pid)
 
 
+def test_a_second_signal_does_not_spare_the_group(tmp_path: Path):
+    # The child does not heed SIGTERM, as one that hangs.
+    program = (
+        'import signal, sys\n'
+        'from pathlib import Path\n'
+        'from foundry_upcycle.study import process\n'
+        'process._GRACE_SECONDS = 2\n'
+        'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
+        'child = """\n'
+        'import os, pathlib, signal, time\n'
+        'def note(*_):\n'
+        '    pathlib.Path("asked").touch()\n'
+        'signal.signal(signal.SIGTERM, note)\n'
+        'print(os.getpid(), flush=True)\n'
+        'while True:\n'
+        '    time.sleep(60)\n'
+        '"""\n'
+        'process.run_process([sys.executable, "-c", child], Path("s.log"),\n'
+        '    str.strip, lambda line: print(line, flush=True))\n'
+    )
+    with subprocess.Popen(
+        [sys.executable, '-c', program],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+    ) as caller:
+        assert caller.stdout is not None
+        pid = int(caller.stdout.readline())
+        try:
+            os.kill(caller.pid, signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while not (tmp_path / 'asked').exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(caller.pid, sent)
+            caller.wait(timeout=20)
+            assert not _alive(pid)
+        finally:
+            if _alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """This process outlives the signals of a test."""
+    # Composer, if it is imported, has set others.
+    before = {
+        signal.SIGINT: signal.signal(
+            signal.SIGINT,
+            signal.default_int_handler,
+        ),
+    }
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        before[each] = signal.signal(each, lambda *_: None)
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+def test_a_signal_meanwhile_is_not_lost(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handlers: None,
+):
+    asked: list[int] = []
+
+    def killpg(_: int, sent: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        asked.append(sent)
+
+    monkeypatch.setattr(process.os, 'killpg', killpg)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, 'print("done")')
+    assert asked == [signal.SIGTERM, signal.SIGKILL]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_outside_the_main_thread(tmp_path: Path):
+    shown: list[str] = []
+    ended: list[bool] = []
+
+    def run() -> None:
+        _run(tmp_path, 'print("one")', shown)
+        ended.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert (shown, ended) == (['one\n'], [True])
+
+
+@pytest.mark.parametrize(
+    'sent,status',
+    # 128 + 15, 128 + 1.
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
+def test_signals_to_the_command_pass_its_finally(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handlers: None,
+    sent: signal.Signals,
+    status: int,
+):
+    ended: list[bool] = []
+
+    def run(_: StudyRunner) -> bool:
+        try:
+            signal.raise_signal(sent)
+            return True
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(StudyRunner, 'run', run)
+    words = ['study', 'run', str(write_study(tmp_path))]
+    assert CliRunner().invoke(app, words).exit_code == status
+    assert ended
+    # As nohup leaves it.
+    signal.signal(sent, signal.SIG_IGN)
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
 def test_progress_reads_composers_log():
     progress = Progress()
     log = (
@@ -150,4 +279,19 @@ def test_progress_reads_composers_log():
     assert shown == [
         'step 10/300  loss 4.568  12,346 tokens/s',
         'evaluates on eval/domain',
+    ]
+
+
+def test_progress_says_what_is_left():
+    seconds = iter([50.0, 70.0, 5050.0])
+    progress = Progress(clock=lambda: next(seconds))
+    shown = []
+    for step in (10, 20, 30):
+        progress(f'[batch={step}/1010]:')
+        shown.append(progress('Train throughput/tokens_per_sec: 5'))
+    # 2 s a step after 20 steps, 250 s a step after 30.
+    assert shown == [
+        'step 10/1010    5 tokens/s',
+        'step 20/1010    5 tokens/s  33 min left',
+        'step 30/1010    5 tokens/s  68.1 h left',
     ]

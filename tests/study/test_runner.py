@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 import pytest
+import torch
 import yaml
 from small_study import (
     LOSS,
@@ -46,7 +47,14 @@ class Machine:
         log_path: Path,
         progress: Any,
         say: Any,
+        pass_fds: Sequence[int],
     ) -> None:
+        # What it starts keeps the lock.
+        (lock, ) = pass_fds
+        assert os.path.samestat(
+            os.fstat(lock),
+            (self.grid.study.folder / '.lock').stat(),
+        )
         name = Path(command[2]).stem
         assert name not in self.commands, 'it is run twice'
         self.commands[name] = list(command)
@@ -148,6 +156,19 @@ def test_a_run_that_was_interrupted_goes_on(grid: Grid, machine: Machine):
     assert said[2].startswith('[1/12 m_short] done in ')
 
 
+def test_a_run_that_lacks_its_last_link_is_done(grid: Grid, machine: Machine):
+    # Killed after the last checkpoint was saved, at step 100, and before it was
+    # linked. Composer would refuse to train for 0 steps.
+    write_yamls(grid)
+    leave_training(grid, grid['m_short'], n_saved=80, n_logged=100)
+    checkpoints = RunFiles(grid.study, 'm_short').checkpoints
+    torch.save({}, checkpoints / 'ep0-ba100-rank0.pt')
+    said: list[str] = []
+    assert StudyRunner(grid, said.append).run()
+    assert said[0] == '[1/12 m_short] done'
+    assert 'm_short' not in machine.commands
+
+
 def test_two_runners_exclude_each_other(grid: Grid, machine: Machine):
     folder = grid.study.folder
     folder.mkdir()
@@ -237,12 +258,12 @@ def test_dry_run_prints_what_can_start(grid: Grid):
 
 
 def test_a_sweep_that_diverged_is_named(grid: Grid, machine: Machine):
+    write_yamls(grid)
     for rate in ('0.0001', '0.001'):
         run = grid[f'{SWEPT}_lr{rate}']
         leave_training(grid, run, loss=math.nan)
         RunFiles(grid.study, run.name).train_log.parent.mkdir(exist_ok=True)
         RunFiles(grid.study, run.name).train_log.touch()
-    write_yamls(grid)
     said: list[str] = []
     assert not StudyRunner(grid, said.append).run()
     assert 'm_short_upcycled_0.4_s18' not in machine.commands

@@ -96,7 +96,11 @@ class Measured:
     seconds: Optional[float] = None
 
 
-def _yamls(folder: Path, arms: Sequence[str]) -> dict[str, Path]:
+def _yamls(
+    folder: Path,
+    train: Mapping[str, Any],
+    arms: Sequence[str],
+) -> dict[str, Path]:
     mixture = {
         **_MODEL,
         'name': 'upcycled_mpt',
@@ -107,10 +111,10 @@ def _yamls(folder: Path, arms: Sequence[str]) -> dict[str, Path]:
             'moe_top_k': 2,
         },
     }
-    contents: dict[str, Any] = {'dense': _TRAIN}
+    contents: dict[str, Any] = {'dense': dict(train)}
     for arm in arms:
-        contents[arm] = _TRAIN if arm.startswith('cpt') else {
-            **_TRAIN,
+        contents[arm] = dict(train) if arm.startswith('cpt') else {
+            **train,
             'model': mixture,
             'callbacks': {
                 'sparse_upcycling': {
@@ -137,6 +141,7 @@ def make_grid(
     has_gauntlet: bool = False,
     paper: Optional[str] = None,
     models: Sequence[str] = ('small', ),
+    batch: int = 4,
 ) -> Grid:
     """Plans a study.
 
@@ -151,8 +156,14 @@ def make_grid(
         has_gauntlet: Whether tasks are scored.
         paper: The models' ``paper``.
         models: Names.
+        batch: Sequences of a step, each of 32 tokens.
     """
-    paths = _yamls(folder, arms)
+    train = {
+        **_TRAIN,
+        'max_duration': next(iter(durations.values())),  # For its unit.
+        'global_train_batch_size': batch,
+    }
+    paths = _yamls(folder, train, arms)
     model: dict[str, Any] = {
         'pretrain': {
             'yaml': str(paths['dense'])

@@ -49,14 +49,15 @@ def of_study(folder: Path, n_layers: int = 2, **settings: Any) -> Summary:
         folder,
         **{
             'durations': {
-                'medium': '10000ba',
-                'long': '20000ba'
+                'medium': '43.6e9tok',
+                'long': '100e9tok'
             },
             'fractions': FRACTIONS,
             'seeds': (1, 2),
             'texts': ('web', ),
             'has_gauntlet': True,
             'paper': '436M',
+            'batch': 136250,  # 10,000 steps of medium.
             **settings
         },
     )

@@ -49,8 +49,8 @@ def full_study(folder: Path) -> StudyResults:
     grid = make_grid(
         folder,
         durations={
-            'medium': '10000ba',
-            'long': '20000ba'
+            'medium': '43.6e9tok',
+            'long': '100e9tok'
         },
         fractions=(0.1, 0.2, 0.4),
         seeds=(1, 2),
@@ -58,6 +58,7 @@ def full_study(folder: Path) -> StudyResults:
         texts=('web', ),
         has_gauntlet=True,
         paper='436M',
+        batch=136250,  # Of 4.36e6 tokens: medium has 10,000 steps.
     )
 
     def measure(run: Run) -> Measured:
@@ -323,7 +324,7 @@ def test_result_table(report: str):
     interval = f'({2.81 - half:.3f} to {2.81 + half:.3f})'
     # Core 0.25 of a start of 0.2.
     assert cpt == (
-        f'| medium | cpt | 0.2 | 2 | 2,000 | 2.560e+05 | 1.737e+11 | 2.810 '
+        f'| medium | cpt | 0.2 | 2 | 2,000 | 8.720e+09 | 5.917e+15 | 2.810 '
         f'{interval} | 2.810 {interval} | 0.250 (0.250 to 0.250) | +25.0% '
         '(+25.0% to +25.0%) |'
     )
@@ -492,11 +493,12 @@ def test_arms_without_serving_results_are_named(tmp_path: Path):
 
 
 def test_seconds(report: str):
-    assert '| small_long | 20,000 | 1.737e+12 | 100 |' in report
-    assert '| small_long_upcycled_0.4_s2 | 5,324 | 6.948e+11 | 12 |' in report
+    # 100e9 / 4.36e6 steps, at 678,528 FLOPs a token; 0.4 of them.
+    assert '| small_long | 22,936 | 6.785e+16 | 100 |' in report
+    assert '| small_long_upcycled_0.4_s2 | 6,106 | 2.714e+16 | 12 |' in report
     # Two dense ones, 12 of cpt, 12 upcycled; one of the sweep has none.
     assert f'| {2 * 100 + 12 * 10 + 12 * 12.3:,.0f} |' in report
-    assert '| small_medium_upcycled_0.1_s1_lr5e-05 | 666 | 8.691e+10 | - |' in (
+    assert '| small_medium_upcycled_0.1_s1_lr5e-05 | 666 | 2.960e+15 | - |' in (
         report
     )
 

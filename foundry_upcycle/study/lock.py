@@ -1,0 +1,53 @@
+"""One runner at a time works on a study's folder."""
+
+import fcntl
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+from foundry_upcycle.errors import ConfigError
+
+__all__ = ['exclusive']
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[int]:
+    """Keeps others from the folder, which is made if need be.
+
+    The kernel takes the lock back when the last process is gone that has its
+    descriptor, however it ends: a process that gets it (``pass_fds``) keeps the
+    lock when this one is killed.
+
+    Yields:
+        The descriptor.
+
+    Raises:
+        ConfigError: Another works on it, or its file system has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / '.lock').open('a+') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                'folder',
+                str(folder),
+                f'another runner works on it ({lock.read().strip()}), or what '
+                'that started before it was killed.',
+                'wait for it, or name another folder and another name in the '
+                'study YAML.',
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                'folder',
+                str(folder),
+                f"its file system can't lock files ({error}).",
+                'name a folder on another file system.',
+            ) from error
+        lock.truncate(0)
+        lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        lock.flush()
+        yield lock.fileno()

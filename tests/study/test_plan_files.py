@@ -1,0 +1,227 @@
+"""YAMLs of runs that have started stay, and studies with others are refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from study.study_files import GONE, StudyFiles
+
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.study.config import read_study
+from foundry_upcycle.study.grid import Grid, evaluation_run_name, plan_grid
+from foundry_upcycle.study.plan_files import require_unchanged, write_yamls
+from foundry_upcycle.study.run_files import RunFiles
+from foundry_upcycle.study.run_yamls import train_yaml
+
+DENSE, CPT, UPCYCLED = 'm_short', 'm_short_cpt_0.5_s17', 'm_short_upcycled_1_s17'
+OTHER = (
+    r'name another folder and another name \(MLflow finds runs by their names\)\.'
+)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> StudyFiles:
+    return StudyFiles(tmp_path).set('study', 'evaluation', 'eval.yaml')
+
+
+def start(grid: Grid, name: str) -> None:
+    """Leaves what a training leaves first."""
+    log = RunFiles(grid.study, name).train_log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+
+
+def bytes_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob('*.yaml')}
+
+
+def test_a_yaml_for_each_run(files: StudyFiles, tmp_path: Path):
+    grid = files.grid()
+    write_yamls(grid)
+    folder = tmp_path / 'results/yamls'
+    names = {run.name for run in grid.runs}
+    names |= {f'{name}_eval' for name in names}
+    assert {path.name
+            for path in folder.iterdir()} == {f'{name}.yaml'
+                                              for name in names}
+    text = RunFiles(grid.study, CPT).train_yaml.read_text()
+    assert text.startswith(f'# Planned from {tmp_path}/cpt.yaml by ')
+    assert text == train_yaml(grid, grid[CPT], None)
+
+
+def test_without_an_evaluation(files: StudyFiles, tmp_path: Path):
+    grid = files.set('study', 'evaluation', GONE).grid()
+    write_yamls(grid)
+    assert not list(tmp_path.rglob('*_eval.yaml'))
+
+
+def test_planning_twice_changes_nothing(files: StudyFiles, tmp_path: Path):
+    grid = files.grid()
+    write_yamls(grid)
+    before = bytes_of(tmp_path / 'results')
+    for run in grid.runs:
+        start(grid, run.name)
+    again = files.grid()
+    require_unchanged(again)
+    write_yamls(again)
+    assert bytes_of(tmp_path / 'results') == before
+
+
+def test_a_run_that_has_not_started_may_change(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    start(grid, DENSE)
+    write_yamls(files.set('cpt', 'optimizer.lr', 2e-3).grid())
+    config = OmegaConf.load(RunFiles(grid.study, CPT).train_yaml)
+    assert config.optimizer.lr == 2e-3
+
+
+@pytest.mark.parametrize('sign', ['train_log', 'checkpoints'])
+def test_a_run_that_has_started_may_not(files: StudyFiles, tmp_path, sign):
+    files.set('cpt', 'optimizer.lr', 1e-3)
+    grid = files.grid()
+    write_yamls(grid)
+    before = bytes_of(tmp_path / 'results')
+    getattr(RunFiles(grid.study, CPT), sign).mkdir(parents=True)
+    # Nor is the other arm's, which has not started, replaced.
+    files.set('upcycled', 'seed', 9)
+    changed = files.set('cpt', 'optimizer.lr', 5e-4).grid()
+    path = tmp_path / 'results/yamls' / f'{CPT}.yaml'
+    with pytest.raises(
+            ConfigError,
+            match=f"^folder='{tmp_path}/results': {CPT} has started with other "
+            'settings than it would have now. Fix: undo the change, or '
+            f'{OTHER} The difference:\n'
+            rf'--- {path} \(has started\)\n'
+            r'\+\+\+ as the study now plans it\n'
+            r'@@ .* @@\n'
+            '   name: decoupled_lionw\n'
+            '-  lr: 0.001\n'
+            r'\+  lr: 0.0005\n'
+            '   weight_decay: 0.0001$',
+    ):
+        write_yamls(changed)
+    assert bytes_of(tmp_path / 'results') == before
+    with pytest.raises(ConfigError, match='-  lr: 0.001\n.  lr: 0.0005\n'):
+        require_unchanged(changed)
+
+
+def answer(grid: Grid) -> None:
+    """Leaves what an evaluation on a cluster leaves first."""
+    answers = RunFiles(grid.study, CPT).answers
+    answers.mkdir(parents=True)
+    (answers / 'checkpoint.json.partial').touch()
+
+
+def log_evaluation(grid: Grid) -> None:
+    """Leaves what an evaluation by the runner leaves first."""
+    start(grid, evaluation_run_name(CPT))
+
+
+@pytest.mark.parametrize('leave', [answer, log_evaluation])
+def test_an_evaluation_that_has_started_may_not_change(files, leave):
+    grid = files.grid()
+    write_yamls(grid)
+    leave(grid)
+    changed = files.set('eval', 'icl_tasks', 'others.yaml').grid()
+    with pytest.raises(
+            ConfigError,
+            match=f'{CPT}_eval has started with other settings(?s:.*)'
+            '-icl_tasks: tasks.yaml\n.icl_tasks: others.yaml\n',
+    ):
+        require_unchanged(changed)
+
+
+def test_it_does_not_matter_where_a_study_is_read_from(files, monkeypatch):
+    grid = files.grid()
+    write_yamls(grid)
+    start(grid, CPT)
+    monkeypatch.chdir(files.folder)
+    again = plan_grid(read_study('study.yaml'))
+    # The header names another path.
+    assert train_yaml(again, again[CPT],
+                      None) != train_yaml(grid, grid[CPT], None)
+    require_unchanged(again)
+
+
+def test_more_runs_are_no_change(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    for run in grid.runs:
+        start(grid, run.name)
+    files.set('study', 'models.m.fractions', [0.5, 0.75, 1.0])
+    files.set('study', 'seeds', [17, 18])
+    more = files.grid()
+    # 2 starts; of 2 arms, 2 durations, 3 fractions and 2 seeds.
+    assert (len(grid.runs), len(more.runs)) == (10, 26)
+    write_yamls(more)
+    assert all(
+        RunFiles(more.study, r.name).train_yaml.exists() for r in more.runs
+    )
+
+
+def test_fewer_runs_are_a_change(files: StudyFiles, tmp_path: Path):
+    grid = files.grid()
+    write_yamls(grid)
+    start(grid, CPT)
+    files.set('study', 'models.m.fractions', [1.0])
+    fewer = files.grid()
+    start(grid, evaluation_run_name(CPT))
+    before = bytes_of(tmp_path / 'results')
+    with pytest.raises(
+            ConfigError,
+            match=f"^folder='{tmp_path}/results': it has results of {CPT}, "
+            f'{CPT}_eval, which the study no longer has, or has only after a '
+            f'sweep that is not done. Fix: undo the change, or {OTHER}$',
+    ):
+        write_yamls(fewer)
+    assert bytes_of(tmp_path / 'results') == before
+
+
+def test_answers_that_are_planned_no_more_are_a_change(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    answer(grid)
+    files.set('study', 'models.m.fractions', [1.0])
+    with pytest.raises(ConfigError, match=f'it has results of {CPT}_eval, '):
+        write_yamls(files.grid())
+
+
+def test_empty_answers_are_none(files: StudyFiles):
+    # Made before the model is loaded.
+    grid = files.grid()
+    write_yamls(grid)
+    RunFiles(grid.study, CPT).answers.mkdir(parents=True)
+    require_unchanged(files.set('eval', 'icl_tasks', 'others.yaml').grid())
+
+
+def test_checkpoints_without_yamls_are_refused(files: StudyFiles, tmp_path):
+    grid = files.grid()
+    write_yamls(grid)
+    for name in (DENSE, CPT, UPCYCLED):
+        RunFiles(grid.study, name).checkpoints.mkdir(parents=True)
+    for name in (DENSE, CPT):
+        (RunFiles(grid.study, name).checkpoints / 'ep0-ba1-rank0.pt').touch()
+    yamls = tmp_path / 'results/yamls'
+    kept = shutil.copytree(yamls, tmp_path / 'kept')
+    shutil.rmtree(yamls)
+    with pytest.raises(
+            ConfigError,
+            match=f"^folder='{tmp_path}/results': it has checkpoints of {DENSE}"
+            f', {CPT}, and not the YAMLs that they were trained with. Fix: '
+            f'restore {yamls}, or {OTHER}$',
+    ):
+        write_yamls(grid)
+    assert not yamls.exists()
+    shutil.copytree(kept, yamls)
+    write_yamls(grid)
+
+
+def test_yamls_that_are_planned_no_more_go(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    files.set('study', 'models.m.fractions', [1.0])
+    write_yamls(files.grid())  # Nothing has started.
+    assert not RunFiles(grid.study, CPT).train_yaml.exists()
+    assert RunFiles(grid.study, UPCYCLED).train_yaml.exists()
