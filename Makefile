@@ -13,8 +13,8 @@ export HF_HUB_OFFLINE := 1
 # What a failed step left does not count as done.
 .DELETE_ON_ERROR:
 
-.PHONY: quickstart smollm2 install install-vllm test test-dist test-slow \
-	test-vllm style checks clean
+.PHONY: quickstart smollm2 install install-vllm bench-smoke test test-dist \
+	test-slow test-vllm style checks clean
 
 # The data, then the study: what is done is not done again.
 Q := quickstart$(if $(filter tiny,$(QUICKSTART)),_tiny)
@@ -38,6 +38,13 @@ install-vllm: .venv-vllm/installed
 
 .venv-vllm/installed: benchmarks/inference/install.sh
 	$<
+
+# The serving harness, all of it, on models that take no time.
+SMOKE := benchmarks/inference/studies/smoke.yaml
+
+bench-smoke: .venv-vllm/installed
+	.venv-vllm/bin/python -m benchmarks.inference run $(SMOKE)
+	.venv-vllm/bin/python -m benchmarks.inference report $(SMOKE)
 
 # A real pretrained model: from a GGUF file to a mixture of experts that vLLM
 # serves. Each step is a command that you can run by hand; what is done is not

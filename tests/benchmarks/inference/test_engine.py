@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -170,6 +172,46 @@ def test_strategy_routes_as_asked(tmp_path: Path, top_k: int):
         deviation_E = np.sqrt(p_E * (1 - p_E) / tokens)
         difference_E = abs(np.array(counts) / tokens - p_E)
         assert (difference_E <= 5 * deviation_E + 1e-9).all()
+
+
+def test_compiled_models_are_routed_too(tmp_path: Path):
+    # On a CPU torch.compile reaches into the routing.
+    write_model_folder(SHAPE, tmp_path / 'model', experts=8, top_k=2)
+    write_routing({'kind': 'uniform'}, tmp_path, 2, 8, 2, SEED)
+    port = free_port()
+    engine = {**ENGINE, 'enforce_eager': False}
+    command = serve_command(VLLM, tmp_path / 'model', port, engine, 'dummy', 2)
+    environment = server_environment(routing_environment(tmp_path))
+    log = tmp_path / 'server.log'
+    with Server(command, port, log, environment, 600) as server:
+        # Its record is at most twice a second, and after a second token.
+        first = complete(server.url, 8)
+        time.sleep(1)
+        complete(server.url, 8)
+    assert first == 8
+    observed = read_observed(tmp_path)
+    assert observed is not None
+    # One prompt of 4 tokens, and 7 of its answer: the last is not read.
+    assert observed.tokens[0] >= 4 + 7
+    assert observed.tokens[0] == observed.tokens[1]
+
+
+def complete(url: str, n: int) -> int:
+    """Asks for n tokens, returns how many came."""
+    body = {
+        'model': 'model',
+        'prompt': [5, 6, 7, 8],
+        'max_tokens': n,
+        'ignore_eos': True,
+        'detokenize': False,
+    }
+    request = urllib.request.Request(
+        f'{url}/v1/completions',
+        json.dumps(body).encode(),
+        {'Content-Type': 'application/json'},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)['usage']['completion_tokens']
 
 
 def fail(folder: Path, load_format: str, flags: list[str]) -> HarnessError:

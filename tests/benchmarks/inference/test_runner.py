@@ -335,7 +335,7 @@ def test_sigterm_in_the_middle(tmp_path: Path):
         # Meanwhile nobody else may measure.
         with pytest.raises(
                 HarnessError,
-                match=rf'another runner works on it \(process {process.pid} on ',
+                match=rf'another runner works on it \(process {process.pid} ',
         ):
             run(tmp_path, StandIn())
         process.send_signal(signal.SIGTERM)
@@ -378,7 +378,7 @@ def test_a_damaged_point_is_named(tmp_path: Path):
     path.write_text('{"format": "other/1"}')
     with pytest.raises(
             HarnessError,
-            match=rf"point='{re.escape(str(path))}': it can't be read .*other/1",
+            match=rf"point='{re.escape(str(path))}': it can't be read",
     ):
         run(tmp_path, StandIn())
 

@@ -101,13 +101,13 @@ def test_first_tokens_that_come_together_open_no_window():
 def test_tokens_of_an_answer_count_as_they_come():
     # Starts at 0 and 8, so that the ramp is 2 s: the window is 3 to 9. Of the
     # first answer's 10 tokens after its first, at 3 to 13, 6 come in it.
-    timings = Timings([0.0, 8.0], [13.0, 20.0], [3.0, 1.0], [100] * 2, [11] * 2)
+    timings = Timings([0.0, 8.0], [13.0, 17.0], [3.0, 1.0], [100] * 2, [11] * 2)
     throughput, window = steady_throughput(timings, 0.25)
     assert window == (3.0, 9.0)
     assert throughput == pytest.approx((101 + 6) / 6)
     timings = Timings(
         [0.0, 4.0, 8.0],
-        [13.0, 14.0, 20.0],
+        [13.0, 14.0, 17.0],
         [3.0, 1.0, 1.0],
         [100] * 3,
         [11] * 3,
@@ -148,6 +148,18 @@ def test_one_batch_is_its_whole_run():
     assert measured.achieved == pytest.approx(1.0)
     assert measured.in_flight_slope is None
     assert measured.saturated
+
+
+def test_a_client_too_busy_to_see_answers():
+    # All first tokens are seen in 0.1 s of a run of 2 s.
+    timings = Timings(
+        [0.0] * 4,
+        [1.9, 1.9, 2.0, 2.0],
+        [1.9, 1.9, 1.95, 2.0],
+        [100] * 4,
+        [11] * 4,
+    )
+    assert steady_throughput(timings, None) == (222.0, (0.0, 2.0))
 
 
 def test_answers_of_one_token():

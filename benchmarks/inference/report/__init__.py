@@ -1,0 +1,1 @@
+"""The report of a serving study, from its points alone."""

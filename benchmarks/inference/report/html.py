@@ -1,0 +1,74 @@
+"""Markdown as one HTML file that opens offline."""
+
+import base64
+import html
+from typing import Mapping, Sequence
+from urllib.parse import unquote
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+__all__ = ['to_html']
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+{body}</body>
+</html>
+"""
+# Colours are the browser's own, so that light and dark both read well; figures
+# keep their white ground. Wide tables scroll by themselves.
+_STYLE = """\
+:root { color-scheme: light dark; }
+body { max-width: 60rem; margin: 0 auto; padding: 1rem;
+  font: 1rem/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; }
+h1, h2, h3 { line-height: 1.25; margin: 2rem 0 0.75rem; }
+h1 { margin-top: 0.5rem; }
+img { display: block; max-width: 100%; height: auto; background: white; }
+table { display: block; overflow-x: auto; width: max-content; max-width: 100%;
+  border-collapse: collapse; font-size: 0.875rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #8886;
+  white-space: nowrap; }
+code { font-size: 0.9em; overflow-wrap: anywhere; }
+"""
+
+
+def to_html(markdown: str, title: str, images: Mapping[str, bytes]) -> str:
+    """Renders Markdown with everything that it shows inside.
+
+    Args:
+        markdown: CommonMark with tables. HTML in it is shown as text.
+        title: Of the page.
+        images: What the Markdown names as an image -> the image, as SVG.
+
+    Raises:
+        ValueError: The Markdown shows an image that is not among them.
+    """
+    parser = MarkdownIt('commonmark', {'html': False}).enable('table')
+    tokens = parser.parse(markdown)
+    _inline(tokens, images)
+    body = parser.renderer.render(tokens, parser.options, {})
+    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
+
+
+def _inline(tokens: Sequence[Token], images: Mapping[str, bytes]) -> None:
+    for token in tokens:
+        if token.type == 'image':
+            name = unquote(str(token.attrs['src']))
+            if name not in images:
+                raise ValueError(
+                    f'{name!r} is no image of the report, which has '
+                    f"{', '.join(images) or 'none'}.",
+                )
+            data = base64.b64encode(images[name]).decode()
+            token.attrs['src'] = f'data:image/svg+xml;base64,{data}'
+        _inline(token.children or (), images)

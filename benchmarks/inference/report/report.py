@@ -1,0 +1,194 @@
+"""Writes the report of a serving study, from its points alone."""
+
+import tempfile
+from pathlib import Path
+from typing import Iterator, Sequence
+
+from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.report.engines import engine_table, machine_table
+from benchmarks.inference.report.figures import Drawing, draw_figures, render
+from benchmarks.inference.report.html import to_html
+from benchmarks.inference.report.notes import (
+    disagreements,
+    how_to_read,
+    not_done,
+    verdict,
+    warnings,
+    workload_lines,
+)
+from benchmarks.inference.report.outputs import (
+    points_csv,
+    serving_json,
+    too_noisy,
+)
+from benchmarks.inference.report.paper import PAPER, paper_size
+from benchmarks.inference.report.results import read_points
+from benchmarks.inference.report.summary import Summary
+from benchmarks.inference.report.tables import (
+    experts_table,
+    maximum_table,
+    percentile_table,
+    rate_table,
+    speculation_table,
+    variant_table,
+)
+
+__all__ = ['write_report']
+
+
+def write_report(folder: Path) -> Path:
+    """Writes what a serving study has measured so far.
+
+    Everything is made in a folder beside ``report`` first, and moved when it is
+    complete. The same points give the same bytes. What an earlier report left
+    in ``figures`` goes.
+
+    Args:
+        folder: Of the study, with ``points/<id>/point.json``. The report goes
+            to ``report`` in it: ``report.md``, ``report.html`` (which holds its
+            figures and opens offline), ``figures/`` (each as PNG and SVG),
+            ``points.csv`` and, where a maximum was measured, ``serving.json``.
+
+    Returns:
+        ``report.md``.
+
+    Raises:
+        HarnessError: There are no points, one is damaged or of another version,
+            they can't be compared, or the report can't be written.
+    """
+    summary = Summary(read_points(folder))
+    files = _render(summary)
+    out = folder / 'report'
+    try:
+        _write(out, files)
+    except OSError as error:
+        raise HarnessError(
+            'folder',
+            str(out),
+            f"the report can't be written ({error}).",
+            'make room, or make it a folder that can be written to.',
+        ) from error
+    return out / 'report.md'
+
+
+def _render(summary: Summary) -> dict[str, bytes]:
+    """Name of each file -> its content."""
+    drawings = list(draw_figures(summary))
+    files = {
+        f'figures/{drawing.name}.{kind}': render(drawing.figure, kind)
+        for drawing in drawings
+        for kind in ('png', 'svg')
+    }
+    text = '\n\n'.join(_blocks(summary, drawings)) + '\n'
+    page = to_html(
+        text,
+        f'Serving study {summary.study}{summary.labelled}',
+        {
+            # Pages show the sharper one under the name of the other.
+            f'figures/{d.name}.png': files[f'figures/{d.name}.svg']
+            for d in drawings
+        },
+    )
+    files['points.csv'] = points_csv(summary).encode()
+    serving = serving_json(summary)
+    if serving:
+        files['serving.json'] = serving.encode()
+    return {**files, 'report.html': page.encode(), 'report.md': text.encode()}
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory(
+            prefix=f'.{out.name}.',
+            dir=out.parent,
+    ) as folder:
+        new = Path(folder)
+        (new / 'figures').mkdir()
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+        (out / 'figures').mkdir(parents=True, exist_ok=True)
+        for name in files:
+            (new / name).replace(out / name)
+        # Of an earlier report, that this one does not have.
+        for path in (out / 'serving.json', *(out / 'figures').iterdir()):
+            if path.relative_to(out).as_posix() not in files:
+                path.unlink(missing_ok=True)
+
+
+def _blocks(summary: Summary, drawings: Sequence[Drawing]) -> Iterator[str]:
+    yield (
+        f'# Serving study {summary.study}: dense models against mixtures of '
+        f'experts{summary.labelled}'
+    )
+    yield from warnings(summary)
+    if summary.done:
+        yield '\n'.join(verdict(summary))
+        yield '## What was measured, and on what'
+        yield machine_table(summary)
+        yield workload_lines(summary)
+    missing = not_done(summary)
+    if missing:
+        yield '## Points that are not there'
+        yield missing
+    for drawing in drawings:
+        yield f'## {drawing.title}'
+        yield f'![{drawing.title}](figures/{drawing.name}.png)'
+        yield drawing.caption
+    for size in summary.sizes:
+        yield f'## {size}: tables{summary.labelled}'
+        yield from _tables(summary, size)
+    yield '## How to read it'
+    yield how_to_read(summary)
+    yield from _variants(summary)
+
+
+def _tables(summary: Summary, size: str) -> Iterator[str]:
+    yield '### Maximum throughput'
+    yield maximum_table(summary, size)
+    yield from disagreements(summary, size)
+    for of, arm in too_noisy(summary):
+        if of == size:
+            yield (
+                f'The interval of {summary.name(size, arm)} reaches down to 0: '
+                '`serving.json` is without it.'
+            )
+    if paper_size(size):
+        yield f'The paper: {PAPER}.'
+    yield '### Rates'
+    yield rate_table(summary, size)
+    yield '### Time to first token, and latency'
+    yield from _percentiles(summary, size)
+    yield '### Memory and engine'
+    yield engine_table(summary, size)
+    for title, table in (
+        ('Expert load', experts_table(summary, size)),
+        ('Speculative decoding', speculation_table(summary, size)),
+    ):
+        if table:
+            yield f'### {title}'
+            yield table
+
+
+def _percentiles(summary: Summary, size: str) -> Iterator[str]:
+    table = percentile_table(summary, size)
+    if table:
+        rates = summary.keeping_up(size, summary.arms(size))
+        yield (
+            f'At {rates[-1]:g} requests/s, the highest rate that all models '
+            'were measured at without saturation:'
+        )
+        yield table
+    else:
+        yield 'There is no rate that all models were measured at unsaturated.'
+
+
+def _variants(summary: Summary) -> Iterator[str]:
+    table = variant_table(summary)
+    if table:
+        yield f'## Variants: the gap to dense they close{summary.labelled}'
+        yield (
+            '(variant - base) / (dense - base): 0 % closes nothing, 100 % '
+            'serves like the dense model without the variant. "lower K" is '
+            'the mixture with fewer experts a token, which is another model. '
+            'Dashes: not measured, or no gap to close.'
+        )
+        yield table
