@@ -74,7 +74,16 @@ def test_answers_then_ends(tmp_path: Path):
         assert 'vllm:num_preemptions_total' in server.metrics()
         server.check_alive()
     assert_ended(group)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_is_given_back(tmp_path: Path):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with build(tmp_path, 'answers'):
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_deaf_server_is_killed(tmp_path: Path):
