@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from benchmarks.inference.steady import Timings, measure
+from benchmarks.inference.analysis.steady import Timings, measure
 
 __all__ = ['CPU', 'GPU', 'simulate_study', 'write_point']
 

@@ -8,9 +8,9 @@ from typing import Any, Callable, Iterator, Optional, Sequence
 import numpy as np
 import yaml
 
+from benchmarks.inference.analysis.steady import Timings, measure
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.points import Point, ServerSpec
-from benchmarks.inference.steady import Timings, measure
+from benchmarks.inference.study.points import Point, ServerSpec
 
 __all__ = ['REMOVED', 'SHAPE', 'STUDY', 'StandIn', 'write_study']
 

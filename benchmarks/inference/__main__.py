@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
-from .errors import HarnessError
-from .study import Study, read_study
+from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.study.config import Study, read_study
 
 __all__ = ['main']
 
@@ -56,16 +56,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(study: Study, args: argparse.Namespace) -> int:
-    from .plan import describe_plan
+    from benchmarks.inference.study.plan import describe_plan
     for line in describe_plan(study, args.full_grid):
         print(line)
     return 0
 
 
 def _run(study: Study, args: argparse.Namespace) -> int:
-    from .measure import VllmBackend
-    from .processes import exit_on_sigterm
-    from .runner import Runner
+    from benchmarks.inference.engine.processes import exit_on_sigterm
+    from benchmarks.inference.run.measure import VllmBackend
+    from benchmarks.inference.run.runner import Runner
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -79,16 +79,16 @@ def _run(study: Study, args: argparse.Namespace) -> int:
 def _report(study: Study, args: argparse.Namespace) -> int:
     del args
     # It takes a while to import.
-    from .report.report import write_report
+    from benchmarks.inference.report.report import write_report
     print(write_report(study.folder))
     return 0
 
 
 def _doctor(study: Study, args: argparse.Namespace) -> int:
     del args
-    from .doctor import diagnose
-    from .machine import this_machine
-    from .plan import describe_servers
+    from benchmarks.inference.engine.doctor import diagnose
+    from benchmarks.inference.engine.machine import this_machine
+    from benchmarks.inference.study.plan import describe_servers
     for line in diagnose(this_machine(), describe_servers(study)):
         print(line)
     return 0

@@ -3,7 +3,7 @@
 from typing import Any, Iterable, Sequence
 
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.report.points import Point
+from benchmarks.inference.report.records import Point
 
 __all__ = ['check_points', 'machine_name']
 

@@ -3,7 +3,7 @@
 from typing import Any, Iterable
 
 from benchmarks.inference.report.cells import NONE, markdown_table, plain, span
-from benchmarks.inference.report.points import Arm, Point
+from benchmarks.inference.report.records import Arm, Point
 from benchmarks.inference.report.summary import Summary
 
 __all__ = ['engine_table', 'machine_key', 'machine_table', 'prefix_cache_hits']

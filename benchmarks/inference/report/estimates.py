@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence
 
-from benchmarks.inference.statistics import mean_interval, paired_drop
+from benchmarks.inference.analysis.intervals import mean_interval, paired_drop
 
 __all__ = ['Estimate', 'closed_of', 'drop_of', 'mean_of']
 

@@ -5,7 +5,7 @@ from typing import Iterator, Mapping, Optional, Sequence
 
 from benchmarks.inference.report.estimates import Estimate, closed_of, drop_of
 from benchmarks.inference.report.maximum import common_kind, maximum_runs
-from benchmarks.inference.report.points import BASE, Arm
+from benchmarks.inference.report.records import BASE, Arm
 from benchmarks.inference.report.summary import DENSE, Summary
 
 __all__ = ['Gap', 'LOWER_K', 'find_gaps', 'skipped_variants']

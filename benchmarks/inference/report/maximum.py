@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence
 
 from benchmarks.inference.report.estimates import Estimate, drop_of, mean_of
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 from benchmarks.inference.report.summary import DENSE, Summary
 
 __all__ = [

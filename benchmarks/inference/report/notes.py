@@ -14,7 +14,7 @@ from benchmarks.inference.report.cells import (
 from benchmarks.inference.report.engines import machine_key, prefix_cache_hits
 from benchmarks.inference.report.maximum import find_maxima
 from benchmarks.inference.report.paper import paper_model, paper_size
-from benchmarks.inference.report.points import Point
+from benchmarks.inference.report.records import Point
 from benchmarks.inference.report.summary import Summary
 
 __all__ = [

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.inference.report.maximum import find_maxima
 from benchmarks.inference.report.percentiles import PERCENTILES, TIMES
-from benchmarks.inference.report.points import Point
+from benchmarks.inference.report.records import Point
 from benchmarks.inference.report.summary import Summary
 
 __all__ = ['SERVING_FORMAT', 'points_csv', 'serving_json', 'too_noisy']

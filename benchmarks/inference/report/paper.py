@@ -7,7 +7,7 @@ from typing import Mapping, Optional
 
 import yaml
 
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 
 __all__ = ['PAPER', 'PaperModel', 'PaperSize', 'paper_model', 'paper_size']
 

@@ -5,7 +5,7 @@ from typing import Callable, Mapping, Optional
 import numpy as np
 
 from benchmarks.inference.report.estimates import Estimate, mean_of
-from benchmarks.inference.report.points import Arm, Requests
+from benchmarks.inference.report.records import Arm, Requests
 from benchmarks.inference.report.summary import Summary
 
 __all__ = ['PERCENTILES', 'TIMES', 'percentiles', 'pooled']

@@ -6,7 +6,7 @@ from typing import Optional
 
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.report.fields import Fields
-from benchmarks.inference.report.points import (
+from benchmarks.inference.report.records import (
     Arm,
     Counters,
     Measured,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Iterator, Optional
 
 from benchmarks.inference.report.estimates import Estimate, mean_of
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 from benchmarks.inference.report.summary import Summary
 
 __all__ = ['Speculation', 'find_speculation']

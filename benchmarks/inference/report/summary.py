@@ -5,7 +5,7 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Sequence
 
 from benchmarks.inference.report.consistency import check_points
 from benchmarks.inference.report.estimates import Estimate, mean_of
-from benchmarks.inference.report.points import BASE, Arm, Measured, Point
+from benchmarks.inference.report.records import BASE, Arm, Measured, Point
 
 __all__ = ['DENSE', 'Summary']
 

@@ -13,8 +13,8 @@ from benchmarks.inference.report.cells import (
     rate_name,
 )
 from benchmarks.inference.report.estimates import Estimate
+from benchmarks.inference.report.expert_load import expert_load
 from benchmarks.inference.report.gaps import Gap, find_gaps, skipped_variants
-from benchmarks.inference.report.load import expert_load
 from benchmarks.inference.report.maximum import (
     UNBOUNDED,
     find_maxima,
@@ -26,7 +26,7 @@ from benchmarks.inference.report.percentiles import (
     TIMES,
     percentiles,
 )
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 from benchmarks.inference.report.speculation import find_speculation
 from benchmarks.inference.report.summary import Summary
 

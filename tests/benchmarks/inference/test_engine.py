@@ -11,17 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from benchmarks.inference.engine_metrics import (
+from benchmarks.inference.engine.load import BenchResult, run_load
+from benchmarks.inference.engine.machine import this_machine
+from benchmarks.inference.engine.metrics import (
     count_between,
     facts_of_log,
     kv_cache_tokens,
 )
-from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.load import BenchResult, run_load
-from benchmarks.inference.machine import this_machine
-from benchmarks.inference.models import write_model_folder
-from benchmarks.inference.prompts import write_prompts
-from benchmarks.inference.routing import (
+from benchmarks.inference.engine.models import write_model_folder
+from benchmarks.inference.engine.prompts import write_prompts
+from benchmarks.inference.engine.routing import (
     ObservedRouting,
     expert_shares,
     inclusion,
@@ -29,13 +28,14 @@ from benchmarks.inference.routing import (
     routing_environment,
     write_routing,
 )
-from benchmarks.inference.server import (
+from benchmarks.inference.engine.server import (
     Server,
     find_vllm,
     free_port,
     serve_command,
     server_environment,
 )
+from benchmarks.inference.errors import HarnessError
 
 pytestmark = pytest.mark.vllm
 

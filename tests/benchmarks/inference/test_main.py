@@ -10,9 +10,9 @@ import pytest
 from tiny_serving import StandIn, write_study
 
 from benchmarks.inference import __main__ as command
-from benchmarks.inference.points import Point, list_servers
-from benchmarks.inference.runner import Runner
-from benchmarks.inference.study import read_study
+from benchmarks.inference.run.runner import Runner
+from benchmarks.inference.study.config import read_study
+from benchmarks.inference.study.points import Point, list_servers
 
 ROOT = Path(__file__).parents[3]
 STUDIES = ROOT / 'benchmarks/inference/studies'
@@ -28,7 +28,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """What `run` measures with, instead of vLLM."""
     stand_in = StandIn()
     monkeypatch.setattr(
-        'benchmarks.inference.measure.VllmBackend',
+        'benchmarks.inference.run.measure.VllmBackend',
         lambda study: stand_in,
     )
     return stand_in

@@ -6,9 +6,9 @@ from typing import Iterator, Optional
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.inference.report.expert_load import expert_load
 from benchmarks.inference.report.figures.look import Drawing, Look, file_name
-from benchmarks.inference.report.load import expert_load
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 
 __all__ = ['draw_experts']
 

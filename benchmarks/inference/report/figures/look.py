@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.inference.report.estimates import Estimate
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 from benchmarks.inference.report.summary import Summary
 
 __all__ = [

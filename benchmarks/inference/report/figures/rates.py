@@ -18,7 +18,7 @@ from benchmarks.inference.report.figures.look import (
     hollow,
     tidy,
 )
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 
 __all__ = ['draw_latency', 'draw_rates']
 

@@ -16,7 +16,7 @@ from benchmarks.inference.report.figures.look import (
 )
 from benchmarks.inference.report.maximum import Maximum, find_maxima
 from benchmarks.inference.report.paper import PAPER, paper_model
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 
 __all__ = ['draw_throughput']
 

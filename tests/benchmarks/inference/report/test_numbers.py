@@ -13,8 +13,8 @@ from benchmarks.inference.report.estimates import (
     drop_of,
     mean_of,
 )
+from benchmarks.inference.report.expert_load import expert_load
 from benchmarks.inference.report.gaps import LOWER_K, find_gaps
-from benchmarks.inference.report.load import expert_load
 from benchmarks.inference.report.maximum import (
     PLATEAU,
     UNBOUNDED,
@@ -24,7 +24,7 @@ from benchmarks.inference.report.maximum import (
 )
 from benchmarks.inference.report.paper import paper_model, paper_size
 from benchmarks.inference.report.percentiles import percentiles
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 from benchmarks.inference.report.results import read_points
 from benchmarks.inference.report.speculation import find_speculation
 from benchmarks.inference.report.summary import DENSE, Summary

@@ -8,7 +8,7 @@ import pytest
 from serving_study import write_point
 
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.report.points import Arm
+from benchmarks.inference.report.records import Arm
 from benchmarks.inference.report.results import read_points
 
 

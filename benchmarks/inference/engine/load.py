@@ -1,0 +1,230 @@
+"""Load on a server, by ``vllm bench serve``: requests and their times.
+
+The load is open: requests arrive at random times of a Poisson process, whatever
+the server does, and at the same times for the same seed, rate and number.
+"""
+
+import json
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.inference.engine.processes import (
+    cause_in_log,
+    end_group,
+    end_of_log,
+    exit_on_sigterm,
+    start_group,
+)
+from benchmarks.inference.engine.server import MODEL_NAME
+from benchmarks.inference.errors import HarnessError
+
+__all__ = ['BenchResult', 'bench_command', 'read_result', 'run_load']
+
+_GRACE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured of each request, in the order in which they were sent.
+
+    Attributes:
+        start_s: When it was sent, in s since the first was.
+        end_s: When its last token came, on the same clock.
+        input_tokens: Of its prompt, as the server counted.
+        output_tokens: Of its answer, as the server counted.
+        ttft_s: From sending to the first token.
+        tool: The tool's own figures, by its names.
+    """
+    start_s: tuple[float, ...]
+    end_s: tuple[float, ...]
+    input_tokens: tuple[int, ...]
+    output_tokens: tuple[int, ...]
+    ttft_s: tuple[float, ...]
+    tool: dict[str, float]
+
+
+def bench_command(
+    tool: Sequence[str],
+    url: str,
+    model: Path,
+    prompts: Path,
+    result: Path,
+    n: int,
+    rate: float,
+    output_tokens: int,
+    seed: int,
+    warmups: int,
+) -> list[str]:
+    """The command that sends the first ``n`` prompts of a file.
+
+    The tool sends its warm-ups, all at once and each the first prompt, before
+    it measures, in the same process: another call of it would cost 10 s for
+    imports. They find what is slow once (memory, compilation, threads); nothing
+    is cached of them, as servers here cache no prompts.
+
+    Args: see ``run_load``.
+    """
+    body = json.dumps({'max_tokens': output_tokens, 'detokenize': False})
+    return [
+        *tool, '--backend', 'openai', '--base-url', url,
+        '--endpoint', '/v1/completions',
+        '--model', str(model), '--served-model-name', MODEL_NAME,
+        '--skip-tokenizer-init',
+        '--dataset-name', 'custom', '--dataset-path', str(prompts),
+        '--disable-shuffle',
+        # Without a tokenizer the tool asks for one token, unless told here.
+        '--extra-body', body,
+        # Greedy decoding of dummy weights falls into cycles, and a sequence
+        # that ends early is less work.
+        '--temperature', '1.0', '--ignore-eos',
+        '--num-prompts', str(n), '--request-rate', f'{rate:g}',
+        '--seed', str(seed), '--num-warmups', str(warmups),
+        # The server answers already, or it would not be measured.
+        '--ready-check-timeout-sec', '0', '--disable-tqdm',
+        '--percentile-metrics', 'e2el',
+        '--save-result', '--save-detailed',
+        '--result-dir', str(result.parent), '--result-filename', result.name,
+    ]  # yapf: disable
+
+
+def run_load(
+    tool: Sequence[str],
+    url: str,
+    model: Path,
+    prompts: Path,
+    folder: Path,
+    n: int,
+    rate: float,
+    input_tokens: int,
+    output_tokens: int,
+    seed: int,
+    warmups: int,
+    environment: Mapping[str, str],
+    timeout_s: float,
+) -> BenchResult:
+    """Sends requests, waits for all answers and checks them.
+
+    Args:
+        tool: The command: ``[vllm, 'bench', 'serve']``.
+        url: The server's.
+        model: The folder that it serves.
+        prompts: See ``prompts.write_prompts``.
+        folder: Gets ``bench.json`` and ``bench.log``.
+        n: Requests that are measured.
+        rate: Requests/s; ``math.inf``: all at once.
+        input_tokens: Of each prompt.
+        output_tokens: Of each answer.
+        seed: Of the times of arrival; of 32 bits.
+        warmups: Requests before, that are not measured.
+        environment: See ``server.server_environment``.
+        timeout_s: For all of it.
+
+    Raises:
+        HarnessError: A request failed, or a prompt or an answer does not have
+            the tokens that it should.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    result, log = folder / 'bench.json', folder / 'bench.log'
+    result.unlink(missing_ok=True)
+    command = bench_command(
+        tool, url, model, prompts, result, n, rate, output_tokens, seed, warmups
+    )
+    _run(command, log, environment, timeout_s)
+    if not result.is_file():
+        raise _error(n, log, 'the tool wrote no result.', 'read its log.')
+    return read_result(result, log, n, input_tokens, output_tokens)
+
+
+def _run(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    timeout_s: float,
+) -> None:
+    with exit_on_sigterm():
+        process = start_group(command, log, environment)
+        try:
+            status = process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise _error(
+                timeout_s, log, f'the tool did not end in {timeout_s:g} s.',
+                'send fewer requests, or allow more time.'
+            ) from error
+        finally:
+            end_group(process, _GRACE_SECONDS)
+    if status:
+        cause = cause_in_log(log) or 'its log names no error'
+        raise _error(
+            status, log, f'the tool ended with exit status {status}: {cause}.',
+            'read its log.'
+        )
+
+
+def read_result(
+    result: Path,
+    log: Path,
+    n: int,
+    input_tokens: int,
+    output_tokens: int,
+) -> BenchResult:
+    """Reads and checks a result of the tool; see ``run_load``."""
+    found = json.loads(result.read_text())
+    _check_requests(found, log, n)
+    _check_lengths('input_tokens', found['input_lens'], input_tokens, log)
+    _check_lengths('output_tokens', found['output_lens'], output_tokens, log)
+    first = min(found['start_times'])
+    start_s = [start - first for start in found['start_times']]
+    ends = zip(start_s, found['latencies'])
+    return BenchResult(
+        tuple(start_s),
+        tuple(start + latency for start, latency in ends),
+        tuple(found['input_lens']),
+        tuple(found['output_lens']),
+        tuple(found['ttfts']),
+        _figures(found),
+    )
+
+
+def _check_requests(found: Mapping[str, Any], log: Path, n: int) -> None:
+    failed = n - found['completed']
+    if failed:
+        errors = [error for error in found['errors'] if error]
+        last_line = errors[0].strip().splitlines()[-1] if errors else 'unknown'
+        raise _error(
+            n, log, f'{failed} of {n} requests failed, the first: {last_line}.',
+            'read the log of the server.'
+        )
+
+
+def _check_lengths(
+    key: str,
+    lengths: Sequence[int],
+    expected: int,
+    log: Path,
+) -> None:
+    wrong = [length for length in lengths if length != expected]
+    if wrong:
+        raise HarnessError(
+            f'workload.{key}', expected,
+            f'{len(wrong)} of {len(lengths)} requests had others, the first '
+            f'{wrong[0]}.',
+            f'check max_model_len and the prompts; the tool\'s log is {log}.'
+        )
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """The single figures among the tool's results."""
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        and math.isfinite(value)
+    }
+
+
+def _error(value: Any, log: Path, problem: str, fix: str) -> HarnessError:
+    return HarnessError('requests', value, problem, f'{fix}\n{end_of_log(log)}')

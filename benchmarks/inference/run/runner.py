@@ -1,0 +1,292 @@
+"""Measures what a study still needs, one server after another."""
+
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Optional, Protocol
+
+from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.run.store import Store
+from benchmarks.inference.study.config import Study
+from benchmarks.inference.study.points import (
+    Point,
+    ServerSpec,
+    list_servers,
+    rounds,
+)
+from benchmarks.inference.study.schedule import Schedule
+
+__all__ = ['Backend', 'Runner', 'Serving']
+
+
+class Serving(Protocol):
+    """A server that answers."""
+
+    start_seconds: float
+
+    def measure(self, point: Point, folder: Path) -> Mapping[str, Any]:
+        """Measures a point.
+
+        Args:
+            point: One of the server.
+            folder: For the tool's output and logs.
+
+        Returns:
+            ``engine``, ``requests``, ``tool``, ``measured``, ``counters`` and
+            ``expert_load`` of point.json.
+
+        Raises:
+            HarnessError: It can't be measured, or not to be relied on.
+        """
+        ...
+
+    def check_alive(self) -> None:
+        """Raises HarnessError where the server is dead."""
+        ...
+
+
+class Backend(Protocol):
+    """What starts servers."""
+
+    machine: Mapping[str, Any]
+
+    def labels(self, server: ServerSpec) -> list[str]:
+        """What to know of its numbers, such as ``dummy weights``."""
+        ...
+
+    def unavailable(self, server: ServerSpec) -> Optional[str]:
+        """Why this machine can't run it; None: it can."""
+        ...
+
+    def serve(
+        self,
+        server: ServerSpec,
+        run: int,
+    ) -> AbstractContextManager[Serving]:
+        """A server for one run, ended with the block.
+
+        Raises:
+            HarnessError: It doesn't start.
+        """
+        ...
+
+
+class Runner:
+    """Runs a study. Run again, it goes on where it was.
+
+    What is done is never measured again; what failed is tried again; what was
+    skipped stays so until the machine can run it.
+
+    Args:
+        study: The study.
+        backend: Starts servers.
+        full_grid: Whether all rates are measured, without a search.
+        say: Shows a line.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        backend: Backend,
+        full_grid: bool = False,
+        say: Callable[[str], None] = print,
+    ):
+        self.backend = backend
+        self.say = say
+        self.store = Store(study.folder)
+        servers = list_servers(study)
+        self.schedule = Schedule(study, servers, self.store, full_grid)
+        self.rounds = tuple(rounds(study, servers))
+        self._attempted: set[str] = set()
+        self._serves: Optional[tuple[ServerSpec, int]] = None
+        self._pace = _Pace()
+
+    def run(self) -> bool:
+        """Measures all points; a failure stops no other.
+
+        Returns:
+            Whether none remains: all are done, or skipped with a reason.
+
+        Raises:
+            HarnessError: Another runner works on the folder, or it has points
+                of another study or that can't be read.
+        """
+        with self.store.exclusive():
+            self.store.keep_only(self.schedule.all_ids())
+            for done in self._points('done'):
+                self._pace.add(done, self.store.record(done) or {})
+            for server, run in self.rounds:
+                self._round(server, run)
+            return self._summarise()
+
+    def _round(self, server: ServerSpec, run: int) -> None:
+        """All that is left of one server in one run."""
+        reason = self.backend.unavailable(server)
+        if reason is not None:
+            for point in self._pending(server, run):
+                self._write(point, 'skipped', reason)
+            return
+        while self._next(server, run) is not None:
+            # Once, or again where a server died under its load.
+            try:
+                with self.backend.serve(server, run) as serving:
+                    self._serve(serving, server, run)
+            except HarnessError as error:
+                for point in self._pending(server, run):
+                    if point.id not in self._attempted:
+                        self._fail(point, error)
+
+    def _serve(self, serving: Serving, server: ServerSpec, run: int) -> None:
+        self.say(
+            f'{server.label} run {run + 1}: serves after '
+            f'{serving.start_seconds:.0f} s',
+        )
+        self._pace.starts.append(serving.start_seconds)
+        self._serves = server, run
+        while (point := self._next(server, run)) is not None:
+            started = time.monotonic()
+            try:
+                content = serving.measure(
+                    point,
+                    self.store.point_folder(point),
+                )
+            except (HarnessError, OSError) as error:
+                self._attempted.add(point.id)
+                try:
+                    # What killed the server says more than a lost connection.
+                    serving.check_alive()
+                except HarnessError as death:
+                    self._fail(point, death)
+                    return
+                self._fail(point, error)
+                continue
+            seconds = time.monotonic() - started
+            self._done(point, {**content, 'seconds': seconds})
+
+    def _done(self, point: Point, content: Mapping[str, Any]) -> None:
+        self._write(point, 'done', None, content)
+        self._pace.add(point, content)
+        measured = content['measured']
+        state = 'saturated' if measured['saturated'] else 'keeps up'
+        self.say(
+            f"{point.label}: {measured['throughput_tokens_per_s']:,.0f} "
+            f"tokens/s, latency {measured['latency_mean_s']:.2f} s, {state}; "
+            f"{content['seconds']:.0f} s, {self._left()}",
+        )
+
+    def _fail(self, point: Point, error: Exception) -> None:
+        self._attempted.add(point.id)
+        self._write(point, 'failed', str(error))
+        self.say(f'{point.label}: failed: {error}')
+
+    def _write(
+        self,
+        point: Point,
+        status: str,
+        reason: Optional[str],
+        content: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        self.store.write(
+            point,
+            status,
+            reason,
+            {
+                'machine': self.backend.machine,
+                'labels': self.backend.labels(point.server),
+                **(content or {}),
+            },
+        )
+
+    def _pending(self, server: ServerSpec, run: int) -> tuple[Point, ...]:
+        """Known points that aren't done."""
+        return tuple(
+            point for point in self.schedule.points(server, run)
+            if self.store.status(point) != 'done'
+        )
+
+    def _next(self, server: ServerSpec, run: int) -> Optional[Point]:
+        """The next that this runner hasn't tried."""
+        for point in self._pending(server, run):
+            if point.id not in self._attempted:
+                return point
+        return None
+
+    def _points(self, status: Optional[str]) -> Iterator[Point]:
+        for server, run in self.rounds:
+            for point in self.schedule.points(server, run):
+                if self.store.status(point) == status:
+                    yield point
+
+    def _left(self) -> str:
+        """How long is left, in words, as far as it can be estimated."""
+        points, n_unknown, n_servers = [], 0.0, 0
+        for server, run in self.rounds:
+            if self.backend.unavailable(server) is not None:
+                continue
+            pending = [
+                point for point in self._pending(server, run)
+                if point.id not in self._attempted
+            ]
+            unknown = sum(self.schedule.unknown(server, run)) / 2
+            points += pending
+            n_unknown += unknown
+            starts = self._serves != (server, run)
+            n_servers += bool(starts and (pending or unknown))
+        seconds = self._pace.left(points, n_unknown, n_servers)
+        return f'about {_minutes(seconds)} left' if points else 'the last'
+
+    def _summarise(self) -> bool:
+        for point in self._points('skipped'):
+            reason = (self.store.record(point) or {})['reason']
+            self.say(f'{point.label}: skipped: {reason}')
+        remaining = [*self._points('failed'), *self._points(None)]
+        for point in remaining:
+            record = self.store.record(point)
+            reason = 'not measured' if record is None else record['reason']
+            # The first line: all of it was said before, and is in point.json.
+            self.say(f'{point.label}: remains: {reason.splitlines()[0]}')
+        n_done = len(list(self._points('done')))
+        self.say(f'{n_done} points done, {len(remaining)} remain')
+        return not remaining
+
+
+class _Pace:
+    """Estimates time from what was measured: a point takes the time in which
+    its requests arrive, and one for everything else.
+    """
+
+    def __init__(self):
+        self.starts: list[float] = []
+        self._whole: list[float] = []
+        self._extra: list[float] = []
+
+    def add(self, point: Point, record: Mapping[str, Any]) -> None:
+        """Counts a point that took ``seconds``."""
+        seconds = record['seconds']
+        self._whole.append(seconds)
+        self._extra.append(max(seconds - point.seconds_of_arrivals, 0.0))
+
+    def left(
+        self,
+        points: list[Point],
+        n_unknown: float,
+        n_servers: int,
+    ) -> float:
+        """Seconds for points, some of which aren't known yet, and servers."""
+        known = sum(point.seconds_of_arrivals for point in points)
+        return (
+            known + len(points) * _mean(self._extra) +
+            n_unknown * _mean(self._whole) + n_servers * _mean(self.starts)
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 100:
+        return f'{seconds:.0f} s'
+    if seconds < 6000:
+        return f'{seconds / 60:.0f} min'
+    return f'{seconds / 3600:.1f} h'
