@@ -17,7 +17,15 @@ from foundry_upcycle.cli.app import app
 from foundry_upcycle.gauntlet.gauntlets import FOLDER
 from foundry_upcycle.gauntlet.tasks import read_tasks
 
-COMMANDS = ('inspect', 'import-hf', 'convert', 'export-hf', 'verify', 'flops')
+COMMANDS = (
+    'inspect',
+    'import-hf',
+    'convert',
+    'export-hf',
+    'verify',
+    'expert-shares',
+    'flops',
+)
 YAMLS = Path(__file__).parent.parent / 'yamls'
 OF_GAUNTLET = ('prepare', 'score')
 OF_STUDY = ('plan', 'run', 'status', 'report')

@@ -6,7 +6,13 @@ seconds, and ``--help`` should not.
 
 import typer
 
-from foundry_upcycle.cli import checkpoints, flops, gauntlet, study
+from foundry_upcycle.cli import (
+    checkpoints,
+    expert_shares,
+    flops,
+    gauntlet,
+    study,
+)
 
 __all__ = ['app']
 
@@ -19,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(checkpoints.app)
+app.command()(expert_shares.expert_shares)
 app.command()(flops.flops)
 app.add_typer(gauntlet.app, name='gauntlet')
 app.add_typer(study.app, name='study')

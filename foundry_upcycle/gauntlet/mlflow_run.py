@@ -1,11 +1,13 @@
 """Reads the metrics of an MLflow run."""
 
+import re
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['MLFLOW', 'mlflow_metrics']
+__all__ = ['MLFLOW', 'mlflow_histories', 'mlflow_metrics']
 
 # What a source that is a run starts with.
 MLFLOW = 'mlflow:'
@@ -22,6 +24,49 @@ def mlflow_metrics(source: str) -> Mapping[str, float]:
         ConfigError: There is no such store or run, it can't be read, or there
             are several runs.
     """
+    _, run = _open('results', source)
+    return run.data.metrics
+
+
+def mlflow_histories(
+    key: str,
+    source: str,
+    names: re.Pattern[str],
+) -> dict[str, dict[int, float]]:
+    """All values of some metrics, by name and step, steps ascending.
+
+    A run that resumed went back to an earlier step: what it had logged from
+    there on before is left out. Composer's logger itself leaves out values that
+    equal the one before, for up to ``log_duplicated_metric_every_n_steps``.
+
+    Args:
+        key: What the source is called in errors.
+        source: ``mlflow:<tracking URI>#<run name or id>``.
+        names: Of the metrics, from start to end.
+
+    Raises:
+        ConfigError: See ``mlflow_metrics``.
+    """
+    client, run = _open(key, source)
+    with _errors(key, source):
+        return {
+            name: _last_pass(client.get_metric_history(run.info.run_id, name))
+            for name in run.data.metrics
+            if names.fullmatch(name)
+        }
+
+
+def _last_pass(logged: Sequence[Any]) -> dict[int, float]:
+    values: dict[int, float] = {}
+    for metric in sorted(logged, key=lambda each: (each.timestamp, each.step)):
+        while values and next(reversed(values)) >= metric.step:
+            values.popitem()
+        values[metric.step] = metric.value
+    return values
+
+
+def _open(key: str, source: str) -> tuple[Any, Any]:
+    """A client of the store, and the run."""
     # It takes seconds to import.
     from mlflow import MlflowClient
     from mlflow.utils.file_utils import local_file_uri_to_path
@@ -37,13 +82,13 @@ def mlflow_metrics(source: str) -> Mapping[str, float]:
         )
     if not (uri and name and exists):
         raise ConfigError(
-            'results',
+            key,
             source,
             'there is no such MLflow store.',
             'write mlflow:<tracking URI>#<run name or id>, such as '
             'mlflow:runs/mlruns#upcycle.',
         )
-    try:
+    with _errors(key, source):
         client = MlflowClient(uri)
         experiments = [
             str(found.experiment_id) for found in client.search_experiments()
@@ -51,25 +96,31 @@ def mlflow_metrics(source: str) -> Mapping[str, float]:
         # Composer's tag stays what it is; its run name gets a rank appended.
         runs = {
             run.info.run_id: run
-            for key in
+            for field in
             ('attributes.run_id', 'attributes.run_name', 'tags.run_name')
-            for run in client.search_runs(experiments, f'{key} = "{name}"')
+            for run in client.search_runs(experiments, f'{field} = "{name}"')
         }
-    except Exception as error:
-        # Of MLflow, or of whatever library the kind of store takes.
-        raise ConfigError(
-            'results',
-            source,
-            f"it can't be read: {type(error).__name__}: {error}.",
-            "check the tracking URI and the run, or give a JSON of the run's "
-            'metrics.',
-        ) from error
     if len(runs) != 1:
         raise ConfigError(
-            'results',
+            key,
             source,
             f'{len(runs)} runs have this name or id: '
             f"{', '.join(sorted(runs)) or 'none'}.",
             'name one run, by its id where the name is not unique.',
         )
-    return next(iter(runs.values())).data.metrics
+    return client, next(iter(runs.values()))
+
+
+@contextmanager
+def _errors(key: str, source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Of MLflow, or of whatever library the kind of store takes.
+        raise ConfigError(
+            key,
+            source,
+            f"it can't be read: {type(error).__name__}: {error}.",
+            "check the tracking URI and the run, or give a JSON of the run's "
+            'metrics.',
+        ) from error
