@@ -13,8 +13,8 @@ export HF_HUB_OFFLINE := 1
 # What a failed step left does not count as done.
 .DELETE_ON_ERROR:
 
-.PHONY: quickstart smollm2 install install-vllm bench-smoke test test-dist \
-	test-slow test-vllm style checks clean
+.PHONY: quickstart smollm2 smollm2-serving install install-vllm bench-smoke \
+	test test-dist test-slow test-vllm style checks clean
 
 # The data, then the study: what is done is not done again.
 Q := quickstart$(if $(filter tiny,$(QUICKSTART)),_tiny)
@@ -85,6 +85,22 @@ $(S)/served.txt: $(S)/exported/config.json .venv-vllm/installed
 	.venv-vllm/bin/python benchmarks/inference/generate.py $(<D) \
 		'def fibonacci(n):' 'import os' > $@.partial
 	mv $@.partial $@
+
+# What it costs to serve, and what its dense parent brings as a draft.
+SMOLLM2_STUDY := benchmarks/inference/studies/smollm2.yaml
+
+smollm2-serving: .venv-vllm/installed $(S)/exported_dense/config.json \
+		$(S)/prompts.jsonl
+	.venv-vllm/bin/python -m benchmarks.inference run $(SMOLLM2_STUDY)
+	.venv-vllm/bin/python -m benchmarks.inference report $(SMOLLM2_STUDY)
+
+$(S)/exported_dense/config.json: $(S)/dense/checkpoint.pt
+	$(BIN)/foundry-upcycle export-hf $< $(@D) --like $(S)/dense/hf --overwrite
+
+# Code that neither was trained on: our own.
+$(S)/prompts.jsonl: $(S)/exported/config.json .venv-vllm/installed
+	.venv-vllm/bin/python benchmarks/inference/tokenize_prompts.py $(<D) 64 \
+		$@ $(wildcard foundry_upcycle/*/*.py)
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow and not vllm' --durations=10

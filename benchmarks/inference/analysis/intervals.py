@@ -79,8 +79,8 @@ def paired_drop(
     """By which share a mixture is below a dense model, with a 95 % interval.
 
     The drop is 1 - mean(moe) / mean(dense). Runs are drawn with replacement,
-    both models' values of a run together, as they had the same prompts at the
-    same times and what the pair shares cancels out. The bootstrap gives the
+    both models' values of a run together, as they had the same arrivals and
+    prompts at the same rate and what the pair shares cancels out. The bootstrap gives the
     standard error of log(mean(moe) / mean(dense)); times sqrt(n / (n - 1)),
     since a resample of n runs varies too little by that, and Student's
     t(0.975, n - 1), it is half the interval of the logarithm.

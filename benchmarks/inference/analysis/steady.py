@@ -11,10 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Optional, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from benchmarks.inference.analysis.intervals import t_quantile
 
-__all__ = ['Steady', 'Timings', 'measure', 'steady_throughput']
+__all__ = [
+    'Steady',
+    'Timings',
+    'measure',
+    'most_under_way',
+    'steady_throughput',
+]
 
 # Shares of the offered rate: more than this missing, or piling up, saturates.
 _SHORTFALL = 0.05
@@ -220,7 +227,7 @@ def _when_full(timings: Timings) -> int:
     quick. In simulated batches of 8 this is 0 to 2 % too low for 48 requests at
     1.2 times the capacity and above, and 4 % where it opens after the ramp.
     """
-    under_way = _under_way(timings, np.sort(timings.first))
+    under_way = _under_way(timings.first, timings.end, np.sort(timings.first))
     return int(np.argmax(under_way >= under_way[-1]))
 
 
@@ -232,14 +239,29 @@ def _after_batch(timings: Timings) -> int:
     that it has whole batches.
     """
     n = len(timings.first)
-    batch = int(_under_way(timings, timings.first).max())
+    batch = most_under_way(timings.first, timings.end)
     return n - 1 - (n - batch) // batch * batch
 
 
-def _under_way(timings: Timings, times: np.ndarray) -> np.ndarray:
+def most_under_way(first: ArrayLike, end: ArrayLike) -> int:
+    """The most answers that were begun and not ended at once.
+
+    Args:
+        first: When the first token of each came, seconds.
+        end: When its last did, on the same clock.
+    """
+    first = np.asarray(first)
+    return int(_under_way(first, np.asarray(end), first).max())
+
+
+def _under_way(
+    first: np.ndarray,
+    end: np.ndarray,
+    times: np.ndarray,
+) -> np.ndarray:
     """Answers begun and not ended at each time, those that begin included."""
-    begun = np.searchsorted(np.sort(timings.first), times, side='right')
-    ended = np.searchsorted(np.sort(timings.end), times, side='right')
+    begun = np.searchsorted(np.sort(first), times, side='right')
+    ended = np.searchsorted(np.sort(end), times, side='right')
     return begun - ended
 
 

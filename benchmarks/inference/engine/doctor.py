@@ -1,10 +1,11 @@
 """What this machine can run of a study, and why not the rest."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Optional
 
 from benchmarks.inference.engine.machine import Machine
-from benchmarks.inference.engine.variants import changes_of, unavailable
+from benchmarks.inference.engine.variants import engine_of, unavailable
+from benchmarks.inference.text_table import text_table
 
 __all__ = ['diagnose']
 
@@ -18,8 +19,10 @@ _OVERHEAD_GIB = 2.0
 def diagnose(
     machine: Machine,
     servers: Iterable[Mapping[str, Any]],
-) -> Iterator[str]:
-    """Lines: the machine, then a table of servers.
+) -> tuple[list[str], bool]:
+    """Lines: the machine, then a table of servers; and whether none fails.
+
+    A server that is skipped does not fail: a run says why, and goes on.
 
     Args:
         machine: This one.
@@ -27,10 +30,13 @@ def diagnose(
             ``load_format``, ``weight_bytes`` (None: unknown) and ``engine``,
             the study's section; where its model can't be served, ``problem``.
     """
-    yield from _facts(machine)
-    yield ''
-    rows = [_row(machine, server) for server in servers]
-    yield from _table([_HEADER, *rows])
+    rows: list[tuple[str, ...]] = [_HEADER]
+    all_run = True
+    for server in servers:
+        row, fails = _row(machine, server)
+        rows.append(row)
+        all_run = all_run and not fails
+    return [*_facts(machine), '', *text_table(rows)], all_run
 
 
 def _facts(machine: Machine) -> Iterator[str]:
@@ -52,21 +58,39 @@ def _facts(machine: Machine) -> Iterator[str]:
     )
 
 
-def _row(machine: Machine, server: Mapping[str, Any]) -> tuple[str, ...]:
-    changes = changes_of(server['variant'], server['engine'], machine)
-    devices = changes.engine['tensor_parallel_size']
-    kv_gib = changes.engine.get('kv_cache_gib')
+def _row(
+    machine: Machine,
+    server: Mapping[str, Any],
+) -> tuple[tuple[str, ...], bool]:
+    """Its cells, and whether it fails."""
+    engine = engine_of(server['variant'], server['engine'])
+    kv_gib = engine.get('kv_cache_gib')
     weights_gib = needed_gib = None
     if server['weight_bytes'] is not None:
         weights_gib = server['weight_bytes'] / 2**30
+        devices = engine['tensor_parallel_size']
         needed_gib = _needed_gib(machine, weights_gib, kv_gib, devices)
-    return (
+    failure = _failure(machine, server, needed_gib)
+    skipped = unavailable(
+        server['variant'],
+        machine,
+        server['load_format'],
+        server['architecture'],
+        server['engine'].get('tensor_parallel_size') or 1,
+    )
+    # Without vLLM nobody knows what would be skipped.
+    if skipped and machine.vllm:
+        failure, verdict = None, f'skipped: {skipped}'
+    else:
+        verdict = f'no: {failure}' if failure else 'yes'
+    row = (
         server['label'],
         'unknown' if weights_gib is None else f'{weights_gib:.1f} GiB',
         "vLLM's choice" if kv_gib is None else f'{kv_gib:g} GiB',
         'unknown' if needed_gib is None else f'{needed_gib:.1f} GiB',
-        _verdict(machine, server, devices, needed_gib),
+        verdict,
     )
+    return row, failure is not None
 
 
 def _needed_gib(
@@ -81,30 +105,18 @@ def _needed_gib(
     return weights_gib + devices * ((kv_gib or 0) + _OVERHEAD_GIB)
 
 
-def _verdict(
+def _failure(
     machine: Machine,
     server: Mapping[str, Any],
-    devices: int,
     needed_gib: Optional[float],
-) -> str:
-    reason = server.get('problem') or unavailable(
-        server['variant'],
-        machine,
-        server['load_format'],
-        server['architecture'],
-        devices,
-    )
+) -> Optional[str]:
+    """Why a server that is not skipped can't run."""
     if machine.vllm is None:
-        reason = 'vLLM is not installed'
+        return 'vLLM is not installed'
+    if server.get('problem'):
+        return server['problem']
     on_gpu = machine.device == 'gpu'
     there_is = machine.gpu_memory_gib if on_gpu else machine.memory_gib
-    if not reason and (needed_gib or 0) > (there_is or 0):
-        reason = f'it has {there_is} GiB'
-    return f'no: {reason}' if reason else 'yes'
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths))
-        yield '  '.join(cells).rstrip()
+    if (needed_gib or 0) > (there_is or 0):
+        return f'it has {there_is} GiB'
+    return None

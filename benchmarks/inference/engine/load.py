@@ -1,7 +1,8 @@
 """Load on a server, by ``vllm bench serve``: requests and their times.
 
 The load is open: requests arrive at random times of a Poisson process, whatever
-the server does, and at the same times for the same seed, rate and number.
+the server does, and at the same times for the same seed, rate and number. That
+the tool kept to these times is checked.
 """
 
 import json
@@ -25,6 +26,8 @@ from benchmarks.inference.errors import HarnessError
 __all__ = ['BenchResult', 'bench_command', 'read_result', 'run_load']
 
 _GRACE_SECONDS = 5
+# Share by which arrivals may be stretched.
+_STRETCH = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,8 @@ def bench_command(
     rate: float,
     output_tokens: int,
     seed: int,
-    warmups: int,
 ) -> list[str]:
     """The command that sends the first ``n`` prompts of a file.
-
-    The tool sends its warm-ups, all at once and each the first prompt, before
-    it measures, in the same process: another call of it would cost 10 s for
-    imports. They find what is slow once (memory, compilation, threads); nothing
-    is cached of them, as servers here cache no prompts.
 
     Args: see ``run_load``.
     """
@@ -82,7 +79,8 @@ def bench_command(
         # that ends early is less work.
         '--temperature', '1.0', '--ignore-eos',
         '--num-prompts', str(n), '--request-rate', f'{rate:g}',
-        '--seed', str(seed), '--num-warmups', str(warmups),
+        # The harness warms up itself, see warmup.py.
+        '--seed', str(seed), '--num-warmups', '0',
         # The server answers already, or it would not be measured.
         '--ready-check-timeout-sec', '0', '--disable-tqdm',
         '--percentile-metrics', 'e2el',
@@ -102,7 +100,6 @@ def run_load(
     input_tokens: int,
     output_tokens: int,
     seed: int,
-    warmups: int,
     environment: Mapping[str, str],
     timeout_s: float,
 ) -> BenchResult:
@@ -119,24 +116,24 @@ def run_load(
         input_tokens: Of each prompt.
         output_tokens: Of each answer.
         seed: Of the times of arrival; of 32 bits.
-        warmups: Requests before, that are not measured.
         environment: See ``server.server_environment``.
         timeout_s: For all of it.
 
     Raises:
-        HarnessError: A request failed, or a prompt or an answer does not have
-            the tokens that it should.
+        HarnessError: A request failed, a prompt or an answer does not have the
+            tokens that it should, requests were sent too slowly, or the result
+            can't be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     result, log = folder / 'bench.json', folder / 'bench.log'
     result.unlink(missing_ok=True)
     command = bench_command(
-        tool, url, model, prompts, result, n, rate, output_tokens, seed, warmups
+        tool, url, model, prompts, result, n, rate, output_tokens, seed
     )
     _run(command, log, environment, timeout_s)
     if not result.is_file():
         raise _error(n, log, 'the tool wrote no result.', 'read its log.')
-    return read_result(result, log, n, input_tokens, output_tokens)
+    return read_result(result, log, n, rate, input_tokens, output_tokens)
 
 
 def _run(
@@ -168,20 +165,36 @@ def read_result(
     result: Path,
     log: Path,
     n: int,
+    rate: float,
     input_tokens: int,
     output_tokens: int,
 ) -> BenchResult:
     """Reads and checks a result of the tool; see ``run_load``."""
-    found = json.loads(result.read_text())
-    _check_requests(found, log, n)
-    _check_lengths('input_tokens', found['input_lens'], input_tokens, log)
-    _check_lengths('output_tokens', found['output_lens'], output_tokens, log)
+    try:
+        found = json.loads(result.read_text())
+        _check_requests(found, log, n)
+        _check_lengths('input_tokens', found['input_lens'], input_tokens, log)
+        _check_lengths(
+            'output_tokens', found['output_lens'], output_tokens, log
+        )
+        _check_arrivals(found, log, n, rate)
+        return _bench_result(found)
+    except HarnessError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _error(
+            str(result), log,
+            f'the result can not be read as that of the tool: {error!r}.',
+            'use the version of vLLM that install.sh installs.'
+        ) from error
+
+
+def _bench_result(found: Mapping[str, Any]) -> BenchResult:
     first = min(found['start_times'])
-    start_s = [start - first for start in found['start_times']]
-    ends = zip(start_s, found['latencies'])
+    start_s = tuple(start - first for start in found['start_times'])
     return BenchResult(
-        tuple(start_s),
-        tuple(start + latency for start, latency in ends),
+        start_s,
+        tuple(s + latency for s, latency in zip(start_s, found['latencies'])),
         tuple(found['input_lens']),
         tuple(found['output_lens']),
         tuple(found['ttfts']),
@@ -213,6 +226,34 @@ def _check_lengths(
             f'{len(wrong)} of {len(lengths)} requests had others, the first '
             f'{wrong[0]}.',
             f'check max_model_len and the prompts; the tool\'s log is {log}.'
+        )
+
+
+def _check_arrivals(
+    found: Mapping[str, Any],
+    log: Path,
+    n: int,
+    rate: float,
+) -> None:
+    """Checks that the requests were sent as fast as they should.
+
+    The tool draws its arrivals and scales them, so that the last is n / rate
+    after it begins, exactly and for each seed. When it began is known from its
+    ``duration``, which ends with the last answer. So few requests are checked
+    as well as many; a delay that the tool made up for is not seen.
+    """
+    if math.isinf(rate):
+        return
+    ends = [s + t for s, t in zip(found['start_times'], found['latencies'])]
+    began = max(ends) - found['duration']
+    took, planned = max(found['start_times']) - began, n / rate
+    if took > (1 + _STRETCH) * planned:
+        raise HarnessError(
+            'rate', rate,
+            f'the client sent its {n} requests in {took:.2f} s, not in '
+            f'{planned:.2f} s: it is too slow.',
+            'measure lower or fewer rates, or give the client more cores; its '
+            f'log is {log}.'
         )
 
 

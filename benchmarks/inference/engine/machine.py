@@ -8,21 +8,26 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from benchmarks.inference.engine.server import find_vllm
 from benchmarks.inference.errors import HarnessError
 
-__all__ = ['Machine', 'this_machine']
+__all__ = ['Machine', 'this_machine', 'usable_cores']
 
 # Instructions that vLLM's kernels for CPUs choose by.
 _CPU_FEATURES = ('amx_tile', 'avx512_bf16', 'avx512_vnni', 'avx512f', 'avx2')
 
+# torch itself takes seconds to import; its CUDA is in a file of its own.
 _VERSIONS = """
-import importlib.metadata as m, json
-print(json.dumps({name: m.version(name) for name in ('vllm', 'torch')}))
+import importlib.metadata as m, importlib.util, json, os, runpy
+found = {name: m.version(name) for name in ('vllm', 'torch')}
+folder = os.path.dirname(importlib.util.find_spec('torch').origin)
+found['cuda'] = runpy.run_path(os.path.join(folder, 'version.py'))['cuda']
+print(json.dumps(found))
 """
 
 
@@ -31,25 +36,30 @@ class Machine:
     """Facts of a machine.
 
     Attributes:
-        gpu: Name of the first GPU; None: there is none.
-        n_gpus: How many.
-        gpu_memory_gib: Of one, GiB.
+        gpu: Name of the first GPU that this process may use; None: there is
+            none.
+        n_gpus: How many it may use.
+        gpu_memory_gib: Of the first, GiB.
+        driver: Version of NVIDIA's driver; None: there is no GPU.
         cpu: The processor's name.
         cpu_features: Which of the instructions that matter it has.
-        cores: That this process may use.
+        cores: How many this process may use; see ``usable_cores``.
         memory_gib: Main memory that this process may use, GiB.
         vllm: Version, with its build: ``0.32.0+cpu``; None: not installed.
         torch: Version in vLLM's environment.
+        cuda: CUDA's version that torch is built for; None: a build for CPUs.
     """
     gpu: Optional[str]
     n_gpus: int
     gpu_memory_gib: Optional[float]
+    driver: Optional[str]
     cpu: str
     cpu_features: tuple[str, ...]
     cores: int
     memory_gib: float
     vllm: Optional[str]
     torch: Optional[str]
+    cuda: Optional[str]
 
     @property
     def device(self) -> str:
@@ -64,22 +74,37 @@ def this_machine(vllm: Optional[Path] = None) -> Machine:
     Args:
         vllm: The command; see ``server.find_vllm``.
     """
-    names, memory = _gpus()
+    gpus = _visible(_gpus(), os.environ.get('CUDA_VISIBLE_DEVICES'))
+    first = gpus[0] if gpus else None
     versions = _versions(vllm)
     return Machine(
-        gpu=names[0] if names else None,
-        n_gpus=len(names),
-        gpu_memory_gib=memory,
+        gpu=first.name if first else None,
+        n_gpus=len(gpus),
+        gpu_memory_gib=first.memory_gib if first else None,
+        driver=first.driver if first else None,
         cpu=_cpu_name(),
         cpu_features=_cpu_features(),
-        cores=_cores(),
+        cores=len(usable_cores()),
         memory_gib=round(_memory_bytes() / 2**30, 1),
         vllm=versions.get('vllm'),
         torch=versions.get('torch'),
+        cuda=versions.get('cuda'),
     )
 
 
-def _versions(vllm: Optional[Path]) -> dict[str, str]:
+def usable_cores() -> list[int]:
+    """Of each core that this process may use, the first of its threads."""
+    if not hasattr(os, 'sched_getaffinity'):
+        return list(range(os.cpu_count() or 1))
+    first_of: dict[str, int] = {}
+    for thread in sorted(os.sched_getaffinity(0)):
+        topology = f'/sys/devices/system/cpu/cpu{thread}/topology'
+        siblings = _read(f'{topology}/thread_siblings_list')
+        first_of.setdefault(siblings or str(thread), thread)
+    return list(first_of.values())
+
+
+def _versions(vllm: Optional[Path]) -> dict[str, Optional[str]]:
     try:
         python = find_vllm(vllm).with_name('python')
     except HarnessError:
@@ -92,24 +117,60 @@ def _versions(vllm: Optional[Path]) -> dict[str, str]:
     return json.loads(found.stdout) if found.returncode == 0 else {}
 
 
-def _gpus() -> tuple[list[str], Optional[float]]:
-    """Names of all GPUs, and the memory of the first in GiB."""
+class _Gpu(NamedTuple):
+    """A line of nvidia-smi."""
+    name: str
+    memory_gib: float
+    driver: str
+    uuid: str
+
+
+def _gpus() -> list[_Gpu]:
+    """All GPUs, in nvidia-smi's order."""
     try:
         found = subprocess.run(
             [
                 'nvidia-smi',
-                '--query-gpu=name,memory.total',
+                '--query-gpu=name,memory.total,driver_version,uuid',
                 '--format=csv,noheader,nounits',
             ],
             capture_output=True,
             text=True,
         )
     except OSError:
-        return [], None
-    rows = [line.rsplit(',', 1) for line in found.stdout.splitlines() if line]
-    if found.returncode or not rows:
-        return [], None
-    return [row[0].strip() for row in rows], float(rows[0][1]) / 1024
+        return []
+    if found.returncode:
+        return []
+    gpus = []
+    for line in found.stdout.splitlines():
+        name, memory, driver, uuid = line.rsplit(', ', 3)
+        gpus.append(_Gpu(name, float(memory) / 1024, driver, uuid))
+    return gpus
+
+
+def _visible(gpus: Sequence[_Gpu], listed: Optional[str]) -> list[_Gpu]:
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order.
+
+    Args:
+        gpus: All.
+        listed: Numbers, or beginnings of UUIDs; CUDA ends at the first that
+            names none. None: all are visible.
+    """
+    if listed is None:
+        return list(gpus)
+    visible = []
+    for entry in listed.split(','):
+        entry = entry.strip()
+        if entry.isdecimal():
+            named = gpus[int(entry):int(entry) + 1]
+        else:
+            named = [
+                gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)
+            ]
+        if len(named) != 1:
+            break
+        visible.append(named[0])
+    return visible
 
 
 def _cpu_name() -> str:
@@ -121,12 +182,6 @@ def _cpu_features() -> tuple[str, ...]:
     match = re.search(r'flags\s*: (.+)', _read('/proc/cpuinfo'))
     flags = match[1].split() if match else []
     return tuple(name for name in _CPU_FEATURES if name in flags)
-
-
-def _cores() -> int:
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_bytes() -> int:

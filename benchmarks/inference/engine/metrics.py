@@ -5,15 +5,18 @@ as None, not as 0.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
+
+from benchmarks.inference.errors import HarnessError
 
 __all__ = [
     'Counters',
     'EngineFacts',
+    'check_counters',
     'count_between',
     'facts_of_log',
+    'is_idle',
     'kv_cache_tokens',
     'parse_metrics',
 ]
@@ -39,9 +42,6 @@ class Counters:
         output_tokens: Of their answers.
         spec_drafted: Tokens that speculation proposed; None: no speculation.
         spec_accepted: Those of them that the model took.
-        running: Requests in work at the second reading.
-        waiting: Requests that wait at the second reading.
-        kv_cache_usage: Share of the KV cache in use at the second reading.
     """
     prefix_cache_hits: Optional[int]
     preemptions: Optional[int]
@@ -49,9 +49,6 @@ class Counters:
     output_tokens: Optional[int]
     spec_drafted: Optional[int]
     spec_accepted: Optional[int]
-    running: Optional[int]
-    waiting: Optional[int]
-    kv_cache_usage: Optional[float]
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class EngineFacts:
         tuned_config: Whether tuned settings of the expert kernel were found;
             None: that kernel has none, or there are no experts. The engine
             looks for them at its first batch, so read the log at the end.
-        cpu_cores: Cores that the engine computes on; None: on GPUs.
+        cpu_cores: Cores that the engine's ranks compute on; None: on GPUs.
     """
     version: Optional[str]
     kv_cache_tokens: Optional[int]
@@ -116,21 +113,63 @@ def count_between(before: str, after: str) -> Counters:
         output_tokens=grown('generation_tokens'),
         spec_drafted=grown('spec_decode_num_draft_tokens'),
         spec_accepted=grown('spec_decode_num_accepted_tokens'),
-        running=_whole(second, 'vllm:num_requests_running'),
-        waiting=_whole(second, 'vllm:num_requests_waiting'),
-        kv_cache_usage=second.get('vllm:kv_cache_usage_perc'),
     )
 
 
-def _whole(values: Mapping[str, float], name: str) -> Optional[int]:
-    return round(values[name]) if name in values else None
+def is_idle(text: str) -> bool:
+    """Whether ``/metrics`` tells of no request that is in work or waits.
+
+    The engine counts a step's tokens with this: what was answered is then in
+    the counters. An answer may be out a moment before its step is counted.
+    """
+    values = parse_metrics(text)
+    names = ('vllm:num_requests_running', 'vllm:num_requests_waiting')
+    return not any(values.get(name) for name in names)
+
+
+def check_counters(
+    counters: Counters,
+    n: int,
+    input_tokens: int,
+    output_tokens: int,
+) -> None:
+    """Checks that the engine computed the measured requests and nothing else.
+
+    Args:
+        counters: From before the load to after it. What is not counted (None)
+            is not checked.
+        n: Requests.
+        input_tokens: Of each prompt.
+        output_tokens: Of each answer.
+
+    Raises:
+        HarnessError: Prompts were cached, or other tokens computed.
+    """
+    if counters.prefix_cache_hits:
+        raise HarnessError(
+            'prefix_cache_hits', counters.prefix_cache_hits,
+            'tokens of prompts were found in the cache, not computed.',
+            'start the server with --no-enable-prefix-caching.'
+        )
+    for key, found, expected in (
+        ('prompt_tokens', counters.prompt_tokens, n * input_tokens),
+        ('output_tokens', counters.output_tokens, n * output_tokens),
+    ):
+        if found not in (None, expected):
+            raise HarnessError(
+                key, found,
+                f'the engine counts other tokens than the {expected} of the '
+                f'{n} requests.',
+                'keep other clients from the server, and read its log.'
+            )
 
 
 def facts_of_log(log: str) -> EngineFacts:
     """Reads a server's log."""
     tokens = _find(r'KV cache size: ([\d,]+) tokens', log)
     weights = _find(r'Model loading took ([\d.]+) GiB', log)
-    cores = _find(r'core ids=\[([\d, ]+)\]', log)
+    ranks = re.findall(r'core ids=\[([\d, ]+)\]', log)
+    cores = {int(core) for rank in ranks for core in rank.split(',')}
     return EngineFacts(
         version=_find(r'Initializing a V1 LLM engine \(v([^)]+)\)', log),
         kv_cache_tokens=int(tokens.replace(',', '')) if tokens else None,
@@ -138,7 +177,7 @@ def facts_of_log(log: str) -> EngineFacts:
         moe_backend=_find(r'Using (\S.*?) MoE backend out of', log),
         moe_kernel=_find(r'Using (\w+) MoE backend\s*$', log),
         tuned_config=_tuned_config(log),
-        cpu_cores=tuple(map(int, cores.split(','))) if cores else None,
+        cpu_cores=tuple(sorted(cores)) or None,
     )
 
 

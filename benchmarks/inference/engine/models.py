@@ -1,9 +1,9 @@
 """Folders that vLLM serves a model from, and what the model weighs.
 
 A model is a shape (the paper's Table 3): ``d_model``, ``ffn_hidden_size``,
-``n_layers``, ``n_heads``, ``kv_n_heads``, ``vocab_size`` and, optionally,
-``max_position_embeddings``. Dense, it is a Mistral; as a mixture, a Mixtral
-whose experts have the dense model's ``ffn_hidden_size``.
+``n_layers``, ``n_heads``, ``kv_n_heads`` and ``vocab_size``. Dense, it is a
+Mistral; as a mixture, a Mixtral whose experts have the dense model's
+``ffn_hidden_size``.
 
 - With dummy weights (``--load-format dummy``) a folder is a ``config.json``.
 - A real folder has safetensors beside it, as ``foundry-upcycle export-hf``
@@ -12,6 +12,8 @@ whose experts have the dense model's ``ffn_hidden_size``.
 
 import hashlib
 import json
+import math
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,27 +23,19 @@ from benchmarks.inference.errors import HarnessError
 __all__ = [
     'BYTES_PER_WEIGHT',
     'check_model_folder',
+    'config_number',
     'config_of',
+    'count_elements',
     'count_parameters',
     'describe_model_folder',
-    'shape_of_config',
     'weight_bytes',
     'write_model_folder',
 ]
 
 BYTES_PER_WEIGHT = {'bfloat16': 2, 'float16': 2, 'float32': 4}
 
-_SHAPE_KEYS = (
-    'd_model',
-    'ffn_hidden_size',
-    'n_layers',
-    'n_heads',
-    'kv_n_heads',
-    'vocab_size',
-)
-
-# Positions, where a shape has none of its own: the paper's prompts and answers
-# are 3,800 tokens. Rotary embeddings have no weights, so it costs nothing.
+# The paper's prompts and answers are 3,800 tokens. Rotary embeddings have no
+# weights, so more positions cost nothing.
 _POSITIONS = 32768
 
 # Shape keys in the words of a config.json.
@@ -52,11 +46,12 @@ _NAMES = {
     'n_heads': 'num_attention_heads',
     'kv_n_heads': 'num_key_value_heads',
     'vocab_size': 'vocab_size',
-    'max_position_embeddings': 'max_position_embeddings',
 }
 
 _WEIGHTS = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
+
+_MIB = 2**20
 
 
 def config_of(
@@ -81,8 +76,9 @@ def config_of(
         'model_type': 'mixtral' if moe else 'mistral',
         **{
             name: shape[key]
-            for key, name in _NAMES.items() if key in shape
+            for key, name in _NAMES.items()
         },
+        'max_position_embeddings': _POSITIONS,
         'head_dim': shape['d_model'] // shape['n_heads'],
         'hidden_act': 'silu',
         'rms_norm_eps': 1e-5,
@@ -93,7 +89,6 @@ def config_of(
         'eos_token_id': 2,
         'torch_dtype': dtype,
     }
-    config.setdefault('max_position_embeddings', _POSITIONS)
     if moe:
         config['num_local_experts'] = experts
         config['num_experts_per_tok'] = top_k
@@ -101,12 +96,12 @@ def config_of(
 
 
 def _check_shape(shape: Mapping[str, int], experts: int, top_k: int) -> None:
-    if missing := [key for key in _SHAPE_KEYS if key not in shape]:
+    if missing := [key for key in _NAMES if key not in shape]:
         raise HarnessError(
             'shape',
             dict(shape),
             f'{missing} not set.',
-            f'set {", ".join(_SHAPE_KEYS)}.',
+            f'set {", ".join(_NAMES)}.',
         )
     if unknown := sorted(set(shape) - set(_NAMES)):
         raise HarnessError(
@@ -157,21 +152,7 @@ def write_model_folder(
     return config
 
 
-def shape_of_config(config: Mapping[str, Any]) -> dict[str, int]:
-    """The shape of a ``config.json`` in the Llama family's words."""
-    defaults = {'num_key_value_heads': config.get('num_attention_heads')}
-    shape = {
-        key: config.get(name, defaults.get(name))
-        for key, name in _NAMES.items()
-    }
-    return {key: value for key, value in shape.items() if value is not None}
-
-
-def count_parameters(
-    shape: Mapping[str, int],
-    experts: int = 1,
-    tied: bool = False,
-) -> int:
+def count_parameters(shape: Mapping[str, int], experts: int = 1) -> int:
     """Parameters, as vLLM holds them: no biases, no norms of heads.
 
     A block has attention ``D^2 (2 + 2 kv_n_heads / n_heads)``, two norms ``2
@@ -181,93 +162,154 @@ def count_parameters(
     Args:
         shape: See the module's docstring.
         experts: 1: dense.
-        tied: Whether the embedding is also the output layer.
     """
     d, f = shape['d_model'], shape['ffn_hidden_size']
     kv = d * shape['kv_n_heads'] // shape['n_heads']
     router = d * experts if experts > 1 else 0
     block = 2 * d * d + 2 * d * kv + 2 * d + 3 * d * f * experts + router
-    embeddings = d * shape['vocab_size'] * (1 if tied else 2)
-    return shape['n_layers'] * block + d + embeddings
+    return shape['n_layers'] * block + d + 2 * d * shape['vocab_size']
 
 
 def weight_bytes(
     shape: Mapping[str, int],
     experts: int = 1,
     dtype: str = 'bfloat16',
-    tied: bool = False,
 ) -> int:
     """Bytes of the weights of a model that is not quantised."""
-    return count_parameters(shape, experts, tied) * BYTES_PER_WEIGHT[dtype]
+    return count_parameters(shape, experts) * BYTES_PER_WEIGHT[dtype]
 
 
-def check_model_folder(
-    folder: Path,
-    architectures: tuple[str, ...] = (),
-) -> dict[str, Any]:
+def check_model_folder(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a real folder whose weights are all there.
 
     Args:
         folder: As ``foundry-upcycle export-hf`` writes it.
-        architectures: Those that will do; empty: any.
     """
-    path = folder / 'config.json'
-    if not path.is_file():
-        raise HarnessError(
-            'folder',
-            str(folder),
-            'model folder without config.json.',
-            'name a folder that foundry-upcycle export-hf wrote.',
-        )
-    config = json.loads(path.read_text())
-    found = config.get('architectures') or []
-    if architectures and not set(found) & set(architectures):
-        raise HarnessError(
-            'folder',
-            str(folder),
-            f'architecture {found}, not {" or ".join(architectures)}.',
-            'name a folder of that architecture.',
-        )
+    config = _read_json(folder, 'config.json')
     missing = [
         name for name in _weight_files(folder) if not (folder / name).is_file()
     ]
     if missing:
-        raise HarnessError(
-            'folder',
-            str(folder),
-            f'model folder without weights: no {missing[0]}'
-            f'{f" and {len(missing) - 1} more" if missing[1:] else ""}.',
+        more = f' and {len(missing) - 1} more' if missing[1:] else ''
+        raise _folder_error(
+            folder,
+            f'model folder without weights: no {missing[0]}{more}.',
             'export the model again, or use load_format: dummy.',
         )
     return config
 
 
+def config_number(config: Mapping[str, Any], key: str, folder: Path) -> int:
+    """A whole number of a folder's ``config.json``."""
+    value = config.get(key)
+    if not isinstance(value, int):
+        raise _folder_error(
+            folder,
+            f'its config.json has {key} {value!r}, not a whole number.',
+            'export the model again.',
+        )
+    return value
+
+
+def count_elements(folder: Path) -> int:
+    """Elements of all tensors in a real folder, from the files' headers.
+
+    Embeddings that are tied are one tensor of the file, and counted once.
+    """
+    return sum(_elements_in(folder, name) for name in _weight_files(folder))
+
+
+def _elements_in(folder: Path, name: str) -> int:
+    """A safetensors file begins with the length of a header in JSON."""
+    try:
+        with (folder / name).open('rb') as file:
+            (length, ) = struct.unpack('<Q', file.read(8))
+            header = json.loads(file.read(length))
+        return sum(
+            math.prod(tensor['shape'])
+            for key, tensor in header.items()
+            if key != '__metadata__'
+        )
+    except (OSError, OverflowError, ValueError, KeyError, TypeError,
+            AttributeError, struct.error) as error:
+        raise _unreadable(folder, name, error) from error
+
+
 def _weight_files(folder: Path) -> list[str]:
     """The files that should be there; one that is not, where none is."""
-    index = folder / _INDEX
-    if not index.is_file():
+    if not (folder / _INDEX).is_file():
         return [_WEIGHTS]
-    return sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    names = _read_json(folder, _INDEX).get('weight_map')
+    if not isinstance(names, dict) or not names:
+        raise _folder_error(
+            folder,
+            f'its {_INDEX} has no weight_map.',
+            'export the model again.',
+        )
+    return sorted(set(names.values()))
 
 
 def describe_model_folder(folder: Path) -> dict[str, Any]:
     """What identifies a real folder, without reading gigabytes.
 
-    Path, SHA-256 of ``config.json`` and of the index, and each weight file's
-    size. Weights that were replaced by others of the same size look the same.
+    Path, SHA-256 of ``config.json`` and of the index, each weight file's size,
+    and the SHA-256 of its first and last MiB: weights of another training are
+    others there too, though a change of one matrix in between is not seen.
     """
+    names = _weight_files(folder)
     return {
         'folder': str(folder),
-        'config_sha256': _digest(folder / 'config.json'),
-        'index_sha256': _digest(folder / _INDEX),
+        'config_sha256': _digest(folder, 'config.json'),
+        'index_sha256': _digest(folder, _INDEX) if
+        (folder / _INDEX).is_file() else None,
         'weight_bytes': {
-            name: (folder / name).stat().st_size
-            for name in _weight_files(folder)
+            name: _size(folder, name)
+            for name in names
+        },
+        'weight_sha256': {
+            name: _digest(folder, name)
+            for name in names
         },
     }
 
 
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _size(folder: Path, name: str) -> int:
+    try:
+        return (folder / name).stat().st_size
+    except OSError as error:
+        raise _unreadable(folder, name, error) from error
+
+
+def _digest(folder: Path, name: str) -> str:
+    """SHA-256 of a file's first and last MiB."""
+    size = _size(folder, name)
+    try:
+        with (folder / name).open('rb') as file:
+            digest = hashlib.sha256(file.read(_MIB))
+            file.seek(max(size - _MIB, file.tell()))
+            digest.update(file.read())
+    except OSError as error:
+        raise _unreadable(folder, name, error) from error
+    return digest.hexdigest()
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text())
+        if not isinstance(content, dict):
+            raise ValueError('it holds no JSON object')
+        return content
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, name, error) from error
+
+
+def _unreadable(folder: Path, name: str, error: Exception) -> HarnessError:
+    return _folder_error(
+        folder,
+        f"its {name} can't be read: {error!r}.",
+        'name a folder that foundry-upcycle export-hf wrote.',
+    )
+
+
+def _folder_error(folder: Path, problem: str, fix: str) -> HarnessError:
+    return HarnessError('folder', str(folder), problem, fix)

@@ -8,28 +8,37 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
+from benchmarks.inference.errors import HarnessError
+
 __all__ = [
     'cause_in_log',
     'end_group',
+    'end_leftover',
     'end_of_log',
     'exit_on_sigterm',
+    'record_group',
     'start_group',
 ]
 
 _TAIL_LINES = 12
 _KILL_SECONDS = 10
+_POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
 # vLLM's prefix of a line: `(Worker pid=12) ERROR 11-23 08:46:22 [core.py:1510]`
 _PREFIX = re.compile(r'^\([^)]*\) (\w+) [\d-]+ [\d:]+ \[[^]]*\] ?')
 # What ends a traceback, or what argparse says.
 _CAUSE = re.compile(r'^(?:[\w.]*(?:Error|Exception|Exit)|\S+: error): .+')
-# Said of another process, which has said more.
+# What pydantic says of a setting, below a line that says only whose it is.
+_OF_A_SETTING = re.compile(r'^(.+?) \[type=\w+, input_')
+# Said where more is said: below, or by another process before.
 _REPORT = (
+    'validation error',
     'EngineCore encountered an issue',
     'Engine core initialization failed',
     'Worker failed with error',
@@ -73,14 +82,98 @@ def end_group(process: subprocess.Popen, grace_seconds: float) -> None:
     Args:
         process: Of ``start_group``; it may have ended.
         grace_seconds: How long it may take to end.
+
+    Raises:
+        HarnessError: It is there even when killed.
     """
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=grace_seconds)
+    try:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=grace_seconds)
+    finally:
+        # Also where a second Ctrl-C ends the wait.
+        _kill_group(process.pid)
+    try:
+        process.wait(timeout=_KILL_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise _cannot_end(process.pid) from error
+
+
+def record_group(pid_file: Path, leader: int) -> None:
+    """Notes a process group for ``end_leftover``; only on Linux.
+
+    Args:
+        pid_file: Overwritten: the leader's process number and start time.
+        leader: The number.
+    """
+    start = _start_time(leader)
+    if start is not None:
+        pid_file.parent.mkdir(parents=True, exist_ok=True)
+        pid_file.write_text(f'{leader} {start}\n')
+
+
+def end_leftover(pid_file: Path, grace_seconds: float) -> None:
+    """Ends the process group that a harness which was killed left.
+
+    Args:
+        pid_file: Of ``record_group``; removed. Where its process has ended,
+            and the number may be another's, nothing is ended.
+        grace_seconds: How long it may take to end.
+
+    Raises:
+        HarnessError: It is there even when killed.
+    """
+    if not pid_file.is_file():
+        return
+    leader, start = (pid_file.read_text().split() + ['', ''])[:2]
+    if leader.isdecimal() and start and _start_time(int(leader)) == start:
+        _end_foreign_group(int(leader), start, grace_seconds)
+    pid_file.unlink()
+
+
+def _end_foreign_group(leader: int, start: str, grace_seconds: float) -> None:
+    """As ``end_group``, of a process that is not a child of this one."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=_KILL_SECONDS)
+        os.kill(leader, signal.SIGTERM)
+    _wait_for_end(leader, start, grace_seconds)
+    _kill_group(leader)
+    if not _wait_for_end(leader, start, _KILL_SECONDS):
+        raise _cannot_end(leader)
+
+
+def _wait_for_end(pid: int, start: str, seconds: float) -> bool:
+    """Whether a process of that start time ended in time."""
+    until = time.monotonic() + seconds
+    while _start_time(pid) == start:
+        if time.monotonic() > until:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _start_time(pid: int) -> Optional[str]:
+    """When a living process started, as Linux counts; else None."""
+    try:
+        stat = Path(f'/proc/{pid}/stat').read_text()
+    except OSError:
+        return None
+    # The name, which may hold anything, ends at the last bracket; the state is
+    # field 3 of the manual page proc_pid_stat(5), the start time field 22.
+    fields = stat.rsplit(')', 1)[1].split()
+    return None if fields[0] in 'ZX' else fields[19]
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _cannot_end(leader: int) -> HarnessError:
+    return HarnessError(
+        'server', leader, 'the process is there even when killed.',
+        'see what it waits for, such as a device that hangs.'
+    )
 
 
 @contextlib.contextmanager
@@ -115,6 +208,8 @@ def cause_in_log(log: Path) -> Optional[str]:
         if prefix and prefix[1] != 'ERROR':
             continue
         line = _PREFIX.sub('', line).strip()
+        if of_a_setting := _OF_A_SETTING.match(line):
+            return of_a_setting[1].rstrip('.')
         if _CAUSE.match(line):
             line = line.rstrip('.')
             if not any(text in line for text in _REPORT):

@@ -3,10 +3,14 @@
 Two measurements of the same rate and run have the same prompts whatever model
 they measure, so that models are compared on the same work. Another rate or run
 has others, so that nothing is measured that a cache may still hold.
+
+Token ids are random, or of real text, where a file of it is given: routers and
+drafts of real weights do something else with noise than with text.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -14,23 +18,29 @@ import numpy as np
 
 from benchmarks.inference.errors import HarnessError
 
-__all__ = ['FIRST_TOKEN', 'seed_of', 'write_prompts']
+__all__ = ['random_prompts', 'seed_of', 'write_prompts']
 
 # Below are what most tokenizers have for padding, start and end.
-FIRST_TOKEN = 3
+_FIRST_TOKEN = 3
 
 
-def seed_of(study_seed: int, rate: Optional[float], run: int) -> int:
+def seed_of(
+    study_seed: int,
+    rate: Optional[float],
+    run: int,
+    purpose: str = 'load',
+) -> int:
     """A seed of 32 bits, which is what NumPy's older generator takes.
 
     Args:
         study_seed: The study's.
         rate: Requests/s; None: unbounded.
         run: Index of the repetition.
+        purpose: What is drawn with it.
     """
     # 0.30000000000000004 and 0.3 are the same rate of a grid.
     written = 'unbounded' if rate is None else f'{rate:.6g}'
-    name = json.dumps([study_seed, written, run])
+    name = json.dumps([study_seed, written, run, purpose])
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big')
 
 
@@ -40,6 +50,7 @@ def write_prompts(
     length: int,
     vocab_size: int,
     seed: int,
+    source: Optional[Path] = None,
 ) -> None:
     """Writes ``{"prompt": [token ids]}`` lines, as `vllm bench serve` reads.
 
@@ -47,22 +58,101 @@ def write_prompts(
         path: A ``.jsonl`` file.
         n: Prompts.
         length: Tokens of each.
-        vocab_size: Token ids are uniform between ``FIRST_TOKEN`` and this.
+        vocab_size: Token ids are below it.
         seed: See ``seed_of``. The first prompts of a longer file are the same.
+        source: A file of the same form, of which n lines are drawn and cut to
+            their first tokens; None: token ids are random.
     """
     if path.suffix != '.jsonl':
         raise HarnessError(
             'path', str(path), 'not a .jsonl file, so vLLM refuses it.',
             'name it *.jsonl.'
         )
-    if vocab_size <= FIRST_TOKEN:
-        raise HarnessError(
-            'vocab_size', vocab_size, 'leaves no ordinary token.',
-            f'choose more than {FIRST_TOKEN}.'
-        )
-    generator = np.random.default_rng(seed)
-    ids = generator.integers(FIRST_TOKEN, vocab_size, size=(n, length))
+    if source is None:
+        prompts = random_prompts(n, length, vocab_size, seed)
+    else:
+        prompts = _drawn_prompts(source, n, length, vocab_size, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w') as file:
-        for row in ids.tolist():
-            file.write(json.dumps({'prompt': row}) + '\n')
+        for prompt in prompts:
+            file.write(json.dumps({'prompt': prompt}) + '\n')
+
+
+def random_prompts(
+    n: int,
+    length: int,
+    vocab_size: int,
+    seed: int,
+) -> list[list[int]]:
+    """Token ids, uniform between 3 and the vocabulary's end."""
+    if vocab_size <= _FIRST_TOKEN:
+        raise HarnessError(
+            'vocab_size', vocab_size, 'leaves no ordinary token.',
+            f'choose more than {_FIRST_TOKEN}.'
+        )
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(_FIRST_TOKEN, vocab_size, size=(n, length))
+    return ids.tolist()
+
+
+def _drawn_prompts(
+    source: Path,
+    n: int,
+    length: int,
+    vocab_size: int,
+    seed: int,
+) -> Iterator[list[int]]:
+    """Different lines of a file; all are checked, whichever are drawn."""
+    prompts = _read_prompts(source, length, vocab_size)
+    if len(prompts) < n:
+        raise _source_error(
+            source,
+            f'it has {len(prompts)} prompts; a point needs {n}.',
+            'write more, or lower workload.requests or workload.seconds.',
+        )
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    return (prompts[index].tolist() for index in order[:n])
+
+
+def _read_prompts(
+    source: Path,
+    length: int,
+    vocab_size: int,
+) -> list[np.ndarray]:
+    try:
+        lines = source.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise _source_error(source, f"it can't be read: {error!r}.") from error
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            ids = np.array(json.loads(line)['prompt'])
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f'line {number} is no prompt: {error!r}.'
+            raise _source_error(source, problem) from error
+        if ids.ndim != 1 or ids.dtype.kind != 'i' or ids.min() < 0:
+            problem = f'line {number} has something else than token ids.'
+            raise _source_error(source, problem)
+        if len(ids) < length:
+            raise _source_error(
+                source,
+                f'line {number} has {len(ids)} tokens, not {length}.',
+                'write longer prompts, or lower workload.input_tokens.',
+            )
+        if ids.max() >= vocab_size:
+            raise _source_error(
+                source,
+                f'line {number} has token {ids.max()}; the model has '
+                f'{vocab_size}.',
+                'write the prompts with the model\'s own tokenizer.',
+            )
+        prompts.append(ids[:length])
+    return prompts
+
+
+def _source_error(
+    source: Path,
+    problem: str,
+    fix: str = 'write it with benchmarks/inference/tokenize_prompts.py.',
+) -> HarnessError:
+    return HarnessError('workload.prompts', str(source), problem, fix)

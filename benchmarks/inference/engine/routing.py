@@ -18,13 +18,17 @@ sends neighbouring tokens to the same experts more often than that.
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
+from benchmarks.inference.engine.plugin.simulated_routing.record import (
+    question_of,
+)
 from benchmarks.inference.engine.plugin.simulated_routing.tables import (
     UNITS,
     count_experts,
@@ -34,9 +38,12 @@ from benchmarks.inference.errors import HarnessError
 
 __all__ = [
     'ObservedRouting',
+    'check_recorded',
+    'check_routing',
+    'drawn_shares',
     'expert_shares',
     'inclusion',
-    'read_observed',
+    'observe',
     'routing_environment',
     'routing_label',
     'write_routing',
@@ -47,6 +54,10 @@ _SPEC = 'routing.json'
 _LOG = 'routing_observed.json'
 _KINDS = {'uniform': (), 'zipf': ('exponent', ), 'recorded': ('file', )}
 
+# For an answer of the plugin, and until the engine is at rest.
+_ANSWER_SECONDS, _REST_SECONDS = 10.0, 10.0
+_POLL_SECONDS = 0.05
+
 
 @dataclass(frozen=True)
 class ObservedRouting:
@@ -55,15 +66,13 @@ class ObservedRouting:
     Attributes:
         top_k: Experts of a token, of each layer that the engine built.
         experts: Of each layer.
-        tokens: How many were routed by tables, of each layer; those of warm-ups
-            and padding count, those of the last half second may be missing.
-        shares: Of the token-slots of each layer, each expert's share of these
-            tokens; None where nothing was simulated.
+        tokens: For how many tokens each layer drew experts from the tables
+            since the server started, padding included; empty where nothing is
+            simulated.
     """
     top_k: tuple[int, ...]
     experts: tuple[int, ...]
     tokens: tuple[int, ...]
-    shares: Optional[tuple[tuple[float, ...], ...]]
 
 
 def routing_label(routing: Mapping[str, Any]) -> str:
@@ -121,6 +130,17 @@ def _zipf(
     weights /= weights.sum()
     generator = np.random.default_rng(seed)
     return np.stack([generator.permutation(weights) for _ in range(n_layers)])
+
+
+def check_recorded(file: Path, n_layers: int, n_experts: int) -> None:
+    """Raises HarnessError where recorded shares can't be a model's.
+
+    Args:
+        file: See the module's docstring.
+        n_layers: Mixture layers of the model.
+        n_experts: Of each.
+    """
+    _recorded(file, n_layers, n_experts)
 
 
 def _recorded(path: Path, n_layers: int, n_experts: int) -> np.ndarray:
@@ -201,16 +221,18 @@ def routing_environment(folder: Path) -> dict[str, str]:
 
     Args:
         folder: The server's. If ``write_routing`` wrote to it, routing is
-            simulated; else the plugin only notes what the engine built.
+            simulated; else the plugin only records what the engine built.
     """
-    (folder / _LOG).unlink(missing_ok=True)
+    log = (folder / _LOG).resolve()
+    for earlier in (log, question_of(log)):
+        earlier.unlink(missing_ok=True)
     inherited = [
         path for path in os.environ.get('PYTHONPATH', '').split(os.pathsep)
         if path
     ]
     environment = {
         'PYTHONPATH': os.pathsep.join([str(_PLUGIN), *inherited]),
-        'SERVING_ROUTING_LOG': str((folder / _LOG).resolve()),
+        'SERVING_ROUTING_LOG': str(log),
     }
     spec = folder / _SPEC
     if spec.is_file():
@@ -219,34 +241,145 @@ def routing_environment(folder: Path) -> dict[str, str]:
     return environment
 
 
-def read_observed(folder: Path) -> Optional[ObservedRouting]:
-    """What the plugin wrote; None where no mixture was built."""
+def observe(folder: Path) -> ObservedRouting:
+    """What the engine built and, where routing is simulated, drew by now.
+
+    Waits until the engine is at rest, where two answers are the same.
+
+    Args:
+        folder: See ``routing_environment``. The server has answered requests.
+
+    Raises:
+        HarnessError: There is no record, the plugin doesn't answer, or the
+            engine is not at rest.
+    """
     path = folder / _LOG
-    if not path.is_file():
-        return None
-    seen = json.loads(path.read_text())
-    spec = folder / _SPEC
-    shares = None
-    if spec.is_file() and any(seen['tokens']):
-        shares = _observed_shares(json.loads(spec.read_text()), seen)
-    return ObservedRouting(
-        tuple(seen['top_k']),
-        tuple(seen['experts']),
-        tuple(seen['tokens']),
-        shares,
+    if not (folder / _SPEC).is_file():
+        return _read(path)[0]
+    until = time.monotonic() + _REST_SECONDS
+    before, now = _ask(path), _ask(path)
+    while now != before:
+        if time.monotonic() > until:
+            raise _error(
+                path,
+                f'experts are still drawn after {_REST_SECONDS:g} s, though '
+                'all requests are answered.',
+                'keep other clients from the server.',
+            )
+        before, now = now, _ask(path)
+    return now
+
+
+def _ask(path: Path) -> ObservedRouting:
+    """Has the plugin say what was drawn by now."""
+    question, text = question_of(path), str(time.monotonic_ns())
+    # At once: half a text would be another question.
+    partial = question.with_name(f'{question.name}.partial')
+    partial.write_text(text)
+    partial.replace(question)
+    until = time.monotonic() + _ANSWER_SECONDS
+    while time.monotonic() < until:
+        observed, answers = _read(path)
+        if answers == text:
+            return observed
+        time.sleep(_POLL_SECONDS)
+    raise _error(
+        path,
+        'no experts are drawn from the tables: the plugin does not answer.',
+        'read the log of the server; another version of vLLM, or a kernel, may '
+        'route past its simulator.',
     )
 
 
-def _observed_shares(
-    spec: Mapping[str, Any],
-    seen: Mapping[str, Any],
-) -> tuple[tuple[float, ...], ...]:
-    """Counts the rows of the tables that were used: they are drawn again."""
+def _read(path: Path) -> tuple[ObservedRouting, str]:
+    """The record, and which question it answers."""
+    try:
+        seen = json.loads(path.read_text())
+        observed = ObservedRouting(
+            tuple(seen['top_k']),
+            tuple(seen['experts']),
+            tuple(seen['tokens']),
+        )
+        return observed, seen['answers']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _error(
+            path,
+            f'no record of a mixture that can be read: {error!r}.',
+            'read the log of the server, which loads the plugin that writes '
+            'it.',
+        ) from error
+
+
+def _error(path: Path, problem: str, fix: str) -> HarnessError:
+    return HarnessError('routing', str(path), problem, fix)
+
+
+def check_routing(
+    observed: ObservedRouting,
+    n_layers: int,
+    n_experts: int,
+    top_k: int,
+) -> None:
+    """Raises HarnessError where the engine built another mixture than asked.
+
+    Args:
+        observed: See ``observe``.
+        n_layers: Of the model, all of them mixtures.
+        n_experts: Of each.
+        top_k: Experts of a token.
+    """
+    fix = 'read the log of the server; the plugin records what it builds.'
+    if len(observed.top_k) != n_layers:
+        raise HarnessError(
+            'n_layers', n_layers,
+            f'the engine built {len(observed.top_k)} mixture layers.', fix
+        )
+    if set(observed.experts) != {n_experts}:
+        raise HarnessError(
+            'experts', n_experts,
+            f'the engine built {sorted(set(observed.experts))} experts.', fix
+        )
+    if set(observed.top_k) != {top_k}:
+        raise HarnessError(
+            'top_k', top_k,
+            f'the engine routes each token to {sorted(set(observed.top_k))} '
+            'experts.', fix
+        )
+
+
+def drawn_shares(
+    folder: Path,
+    before: ObservedRouting,
+    after: ObservedRouting,
+    n_tokens: int,
+) -> list[list[float]]:
+    """Each expert's share of the token-slots drawn in between, of each layer.
+
+    The tables are drawn again, and their rows counted that the tokens had.
+
+    Args:
+        folder: See ``routing_environment``; routing is simulated.
+        before: See ``observe``.
+        after: Likewise, of the same server.
+        n_tokens: That the model computed in between, at the least.
+
+    Raises:
+        HarnessError: A layer drew experts for fewer tokens.
+    """
+    spec = json.loads((folder / _SPEC).read_text())
     shares = []
     for layer, inclusion_E in enumerate(spec['inclusion']):
+        begin, end = before.tokens[layer], after.tokens[layer]
+        if end - begin < n_tokens:
+            raise _error(
+                folder / _LOG,
+                f'layer {layer} drew experts for {end - begin} tokens; the '
+                f'model computed {n_tokens}.',
+                'read the log of the server; a kernel may route past vLLM\'s '
+                'simulator.',
+            )
         table_RK = draw_table(inclusion_E, spec['top_k'], spec['seed'], layer)
-        tokens = seen['tokens'][layer]
-        counts_E = count_experts(table_RK, len(inclusion_E), tokens)
-        slots = max(1, tokens * spec['top_k'])
-        shares.append(tuple((counts_E / slots).round(6).tolist()))
-    return tuple(shares)
+        counts_E = count_experts(table_RK, len(inclusion_E), end)
+        counts_E -= count_experts(table_RK, len(inclusion_E), begin)
+        shares.append((counts_E / counts_E.sum()).round(6).tolist())
+    return shares

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,8 +16,10 @@ from typing import Any, Optional
 from benchmarks.inference.engine.processes import (
     cause_in_log,
     end_group,
+    end_leftover,
     end_of_log,
     exit_on_sigterm,
+    record_group,
     start_group,
 )
 from benchmarks.inference.errors import HarnessError
@@ -40,6 +41,7 @@ MODEL_NAME = 'model'
 # vLLM ends its engine within seconds; 0.32 itself waits 0 s for requests.
 _GRACE_SECONDS = 30
 _POLL_SECONDS = 0.25
+_METRICS_SECONDS = 60
 # Variables of vLLM's that say where, not how.
 _KEPT_VARIABLES = ('VLLM_CACHE_ROOT', 'VLLM_CONFIG_ROOT')
 
@@ -156,7 +158,8 @@ class Server:
     """A server that answers in the block of a ``with``, and ends with it.
 
     It is ended when the block ends, also by an error, Ctrl-C or SIGTERM, and
-    when it doesn't start. Should the harness be killed, Linux asks it to end.
+    when it doesn't start. Should the harness be killed, Linux asks it to end,
+    and the next server with the same ``pid_file`` ends it first.
 
     Args:
         command: See ``serve_command``.
@@ -164,6 +167,8 @@ class Server:
         log: What the server writes.
         environment: See ``server_environment``.
         timeout_s: How long it may take to answer.
+        pid_file: Names the server while it is there, for servers of which only
+            one may be there at a time. See ``processes.end_leftover``.
 
     Attributes:
         url: Without a slash at the end.
@@ -181,16 +186,20 @@ class Server:
         log: Path,
         environment: Mapping[str, str],
         timeout_s: float = 900,
+        pid_file: Optional[Path] = None,
     ):
         self.command = list(command)
         self.port = port
         self.log = log
         self.environment = environment
         self.timeout_s = timeout_s
+        self.pid_file = pid_file
         self.url = f'http://{HOST}:{port}'
         self.start_seconds = 0.0
 
     def __enter__(self) -> 'Server':
+        if self.pid_file:
+            end_leftover(self.pid_file, _GRACE_SECONDS)
         _check_port(self.port)
         with ExitStack() as stack:
             stack.enter_context(exit_on_sigterm())
@@ -198,12 +207,14 @@ class Server:
             self._process = start_group(
                 self.command, self.log, self.environment
             )
-            stack.callback(end_group, self._process, _GRACE_SECONDS)
+            stack.callback(self._end)
+            if self.pid_file:
+                record_group(self.pid_file, self._process.pid)
             while not self._answers():
                 self.check_alive()
                 if time.monotonic() - started > self.timeout_s:
                     raise self._error(
-                        f'no answer in {self.timeout_s:g} s.',
+                        f'no answer in {self.timeout_s:g} s: {self._cause()}.',
                         'read the log; where it was still loading, allow more '
                         'time.',
                     )
@@ -227,7 +238,7 @@ class Server:
         status = self._process.poll()
         if status is None:
             return
-        cause = cause_in_log(self.log) or 'its log names no error'
+        cause = self._cause()
         if 'error: ' in cause and status == 2:
             raise self._error(
                 f'the engine rejects its flags: {cause}.',
@@ -243,14 +254,30 @@ class Server:
     def metrics(self) -> str:
         """What the server counts, as text in Prometheus' format."""
         self.check_alive()
-        with urllib.request.urlopen(f'{self.url}/metrics', timeout=60) as page:
-            return page.read().decode()
+        url = f'{self.url}/metrics'
+        try:
+            with urllib.request.urlopen(url, timeout=_METRICS_SECONDS) as page:
+                return page.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            raise HarnessError(
+                'server', url,
+                f'no answer in {_METRICS_SECONDS} s, or a broken one: '
+                f'{error!r}.', f'read the log.\n{end_of_log(self.log)}'
+            ) from error
+
+    def _end(self) -> None:
+        end_group(self._process, _GRACE_SECONDS)
+        if self.pid_file:
+            self.pid_file.unlink(missing_ok=True)
+
+    def _cause(self) -> str:
+        return cause_in_log(self.log) or 'its log names no error'
 
     def _answers(self) -> bool:
         try:
             with urllib.request.urlopen(f'{self.url}/health', timeout=5):
                 return True
-        except (urllib.error.URLError, OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException):
             return False
 
     def _error(self, problem: str, fix: str) -> HarnessError:

@@ -6,6 +6,7 @@ What ran on a CPU was tried with vLLM 0.32.0+cpu and a mixture of dummy weights;
 what needs a GPU has not been run by us.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from benchmarks.inference.engine.machine import Machine
+from benchmarks.inference.engine.machine import Machine, usable_cores
 from benchmarks.inference.errors import HarnessError
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     'Variant',
     'changes_of',
     'describe_variant',
+    'engine_of',
     'unavailable',
 ]
 
@@ -44,20 +46,23 @@ class Variant:
         engine: Settings in place of the study's engine section.
         flags: Of ``vllm serve``, after the engine's.
         min_devices: Over how many devices a model is spread at the least.
-        device: ``gpu``: needs one; None: runs on either.
+        requires: ``gpu`` or ``cpu``: the only device that it runs on; None:
+            either.
         cpu_feature: An instruction that it needs on a CPU.
         needs_real_weights: Whether dummy weights would measure something else.
         experts_only: Whether it changes nothing of a dense model.
+        other_weights: Whether it quantises weights, or adds a draft's.
         tuned_folder: Whether it reads tuned settings of kernels.
     """
     about: str
     engine: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     min_devices: int = 1
-    device: Optional[str] = None
+    requires: Optional[str] = None
     cpu_feature: Optional[str] = None
     needs_real_weights: bool = False
     experts_only: bool = False
+    other_weights: bool = False
     tuned_folder: bool = False
 
 
@@ -95,6 +100,7 @@ VARIANTS: dict[str, Variant] = {
         flags=('--quantization', 'experts_int8'),
         cpu_feature='amx_tile',
         experts_only=True,
+        other_weights=True,
     ),
     # `-q fp8_per_block` would quantise attention too. Scales for each tensor
     # or channel, or `-q fp8`, don't run on a CPU.
@@ -109,6 +115,7 @@ VARIANTS: dict[str, Variant] = {
         ),
         cpu_feature='amx_tile',
         experts_only=True,
+        other_weights=True,
     ),
     # Runs on a CPU.
     'fp8_kv_cache':
@@ -128,13 +135,13 @@ VARIANTS: dict[str, Variant] = {
         'Whole experts on each device, attention over all.',
         flags=('--enable-expert-parallel', ),
         min_devices=2,
-        device='gpu',
+        requires='gpu',
         experts_only=True,
     ),
     'tuned_moe_config':
     Variant(
         'The expert kernel with settings tuned for this shape and GPU.',
-        device='gpu',
+        requires='gpu',
         experts_only=True,
         tuned_folder=True,
     ),
@@ -167,6 +174,7 @@ VARIANTS: dict[str, Variant] = {
         ),
         needs_real_weights=True,
         experts_only=True,
+        other_weights=True,
     ),
     # Else a mixture's larger weights leave less of a GPU's memory. On a CPU
     # the study sets the same for all.
@@ -174,7 +182,7 @@ VARIANTS: dict[str, Variant] = {
     Variant(
         'The same memory for keys and values, 16 GiB on each device.',
         engine={'kv_cache_gib': 16},
-        device='gpu',
+        requires='gpu',
     ),
     'equal_batch_limits':
     Variant(
@@ -205,8 +213,32 @@ def describe_variant(name: str) -> dict[str, Any]:
         'engine': dict(variant.engine),
         'flags': list(variant.flags),
         'min_devices': variant.min_devices,
-        'tuned_folder': variant.tuned_folder,
+        'tuned': _tuned() if variant.tuned_folder else None,
     }
+
+
+def _tuned() -> Optional[dict[str, str]]:
+    """SHA-256 of each file of tuned settings; None: the folder is not set."""
+    folder = os.environ.get(_TUNED_FOLDER)
+    if not folder:
+        return None
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(folder).glob('*.json'))
+    }
+
+
+def engine_of(name: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """The study's engine section as a variant changes it.
+
+    Args:
+        name: Of a variant.
+        engine: The section. The variant's settings are in place of its own, but
+            for ``tensor_parallel_size``, which is never made smaller.
+    """
+    variant = _variant(name)
+    devices = max(variant.min_devices, engine.get('tensor_parallel_size') or 1)
+    return {**engine, **variant.engine, 'tensor_parallel_size': devices}
 
 
 def unavailable(
@@ -231,19 +263,25 @@ def unavailable(
         return 'a dense model has no experts'
     if variant.needs_real_weights and load_format != 'real':
         return 'needs real weights: nobody can guess what dummies answer'
-    if variant.device == 'gpu' and not on_gpu:
+    if variant.requires == 'gpu' and not on_gpu:
         return 'needs a GPU'
+    if variant.requires == 'cpu' and on_gpu:
+        return 'needs a CPU'
     feature = variant.cpu_feature
     if feature and not on_gpu and feature not in machine.cpu_features:
         return f'needs a GPU, or a CPU with {feature}'
+    if variant.min_devices > 1 and not variant.flags and \
+            tensor_parallel_size >= variant.min_devices:
+        return f'the study has {tensor_parallel_size} already'
     devices = max(variant.min_devices, tensor_parallel_size)
     if on_gpu and machine.n_gpus < devices:
         return f'needs {devices} GPUs; there are {machine.n_gpus}'
-    if not on_gpu and machine.cores < devices:
-        return f'needs {devices} cores; there are {machine.cores}'
-    if variant.tuned_folder and not os.environ.get(_TUNED_FOLDER):
+    if not on_gpu and devices > 1 and machine.cores <= devices:
+        # One is left to the rest; see _computing_cores.
+        return f'needs {devices + 1} cores; there are {machine.cores}'
+    if variant.tuned_folder and not _tuned():
         return (
-            f'{_TUNED_FOLDER} is not set: tune with '
+            f'{_TUNED_FOLDER} names no folder of JSON files: tune with '
             'benchmarks/kernels/benchmark_moe.py of vLLM\'s sources'
         )
     return None
@@ -264,9 +302,7 @@ def changes_of(
         dense: Folder of a mixture's dense parent, where weights are real.
     """
     variant = _variant(name)
-    changed = {**engine, **variant.engine}
-    devices = max(variant.min_devices, engine.get('tensor_parallel_size') or 1)
-    changed['tensor_parallel_size'] = devices
+    changed = engine_of(name, engine)
     flags = tuple(
         flag.replace(_DENSE, str(dense)) if dense else flag
         for flag in variant.flags
@@ -274,14 +310,30 @@ def changes_of(
     environment = {}
     if variant.tuned_folder and _TUNED_FOLDER in os.environ:
         environment[_TUNED_FOLDER] = os.environ[_TUNED_FOLDER]
-    if devices > 1 and machine.device == 'cpu':
-        cores = _split_cores(sorted(os.sched_getaffinity(0)), devices)
+    if machine.device == 'cpu':
+        parts = changed['tensor_parallel_size']
+        cores = _split(_computing_cores(), parts)
         environment['VLLM_CPU_OMP_THREADS_BIND'] = cores
     return Changes(changed, flags, environment)
 
 
-def _split_cores(cores: Sequence[int], parts: int) -> str:
-    """Cores of each rank, as ``0,1|2,3``. By itself vLLM leaves one out."""
-    each = len(cores) // parts
-    ranks = [cores[part * each:(part + 1) * each] for part in range(parts)]
+def _computing_cores() -> list[int]:
+    """The cores of each server on a CPU: all but the last, if there are more.
+
+    vLLM by itself leaves out a core for each rank, and one server would compute
+    on fewer than another that it is compared with. The last is for the HTTP
+    server, the scheduler and the load's client: threads of one matrix product
+    wait for each other, and so for one whose core is busy with something else.
+    On 2 cores that also did other work, both made 0.4 of one core's throughput
+    with a mixture of 2 layers of 128, 1.2 (but from 0.5 to 1.5) with 12 layers
+    of 512, and 0.55 with the dense model of 430M.
+    """
+    cores = usable_cores()
+    return cores[:-1] or cores
+
+
+def _split(cores: Sequence[int], parts: int) -> str:
+    """All cores over ranks, as ``0,1|2,3``; the first ranks may have more."""
+    bounds = [len(cores) * part // parts for part in range(parts + 1)]
+    ranks = [cores[low:high] for low, high in zip(bounds, bounds[1:])]
     return '|'.join(','.join(map(str, rank)) for rank in ranks)

@@ -32,8 +32,9 @@ def check_points(points: Sequence[Point]) -> None:
 
     Raises:
         HarnessError: Some are of another study; a place was measured twice; of
-            one size, lengths or routing differ; some were measured on a GPU and
-            some on a CPU, or one size on different ones.
+            one size, lengths or routing differ, or of one variant of it the
+            number of devices; some were measured on a GPU and some on a CPU, or
+            one size on different ones.
     """
     _one_study(points)
     done = [point for point in points if point.status == 'done']
@@ -50,6 +51,7 @@ def check_points(points: Sequence[Point]) -> None:
             'routing',
         )
         _one_machine(of_size)
+        _as_many_devices(of_size)
 
 
 def _one_study(points: Sequence[Point]) -> None:
@@ -93,6 +95,21 @@ def _alike(points: Sequence[Point], name: str, *keys: str) -> None:
                 f'{point.path}: {name}',
                 value,
                 f'of the same size, {points[0].path} has {expected!r}.',
+                'compare nothing but alike: keep them in studies of their own.',
+            )
+
+
+def _as_many_devices(points: Sequence[Point]) -> None:
+    """Of points of one size: those of a variant are spread over as many."""
+    first: dict[str, Point] = {}
+    for point in points:
+        other = first.setdefault(point.arm.variant, point)
+        if point.devices != other.devices:
+            raise HarnessError(
+                f'{point.path}: engine.devices',
+                point.devices,
+                f'of the same size and variant, {other.path} has '
+                f'{other.devices}.',
                 'compare nothing but alike: keep them in studies of their own.',
             )
 

@@ -1,31 +1,41 @@
 """What the engine says of itself: memory, kernels, preemptions."""
 
-from typing import Any, Iterable
+from itertools import groupby
+from typing import Any, Callable, Iterable, Optional
 
 from benchmarks.inference.report.cells import NONE, markdown_table, plain, span
 from benchmarks.inference.report.records import Arm, Point
 from benchmarks.inference.report.summary import Summary
 
-__all__ = ['engine_table', 'machine_key', 'machine_table', 'prefix_cache_hits']
+__all__ = [
+    'MACHINE',
+    'core_names',
+    'engine_table',
+    'machine_key',
+    'machine_table',
+    'prefix_cache_hits',
+]
 
 _GIB = 2**30
 # What tells one machine from another -> how the table calls it.
-_MACHINE = {
+MACHINE = {
     'gpu': 'GPU',
     'n_gpus': 'GPUs',
+    'driver': 'driver',
+    'cuda': 'CUDA',
     'cpu': 'CPU',
     'cores': 'cores',
     'vllm': 'vLLM',
     'torch': 'torch',
 }
-_TUNED = {True: 'found', False: 'not found', None: NONE}
+_TUNED = {True: 'found', False: 'not found'}
 
 
 def engine_table(summary: Summary, size: str) -> str:
     """A row for each model of a size, variants too."""
     head = [
         'model',
-        'weights (GiB)',
+        'weights on one device (GiB)',
         'KV cache (tokens)',
         'preemptions',
         'K in the engine',
@@ -33,6 +43,8 @@ def engine_table(summary: Summary, size: str) -> str:
         'tuned configuration',
         'start (s)',
     ]
+    if summary.devices_differ:
+        head.insert(1, 'devices')
     rows = [
         _engine_row(summary, size, arm)
         for arm in (*summary.arms(size), *summary.variants(size))
@@ -48,19 +60,17 @@ def _engine_row(summary: Summary, size: str, arm: Arm) -> list[str]:
         for point in points
         if point.counters and point.counters.preemptions is not None
     ]
+    devices = [str(summary.devices(size, arm))
+              ] if summary.devices_differ else []
     return [
         summary.name(size, arm),
+        *devices,
         span(weights, '.3g'),
         span(_numbers(points, 'kv_cache_tokens'), ',.0f'),
         f'{sum(preemptions):,}' if preemptions else NONE,
-        _words(points, 'top_k_checked'),
-        _words(points, 'moe_kernel'),
-        ', '.join(
-            sorted({
-                _TUNED.get(point.engine.get('tuned_config'), NONE)
-                for point in points
-            }),
-        ),
+        _words(points, lambda p: p.engine.get('top_k_checked')),
+        _words(points, lambda p: p.engine.get('moe_kernel')),
+        _words(points, lambda p: _TUNED.get(p.engine.get('tuned_config'))),
         span(_numbers(points, 'start_seconds'), '.0f'),
     ]
 
@@ -70,14 +80,28 @@ def _numbers(points: Iterable[Point], key: str) -> list[float]:
     return [value for value in values if isinstance(value, (int, float))]
 
 
-def _words(points: Iterable[Point], key: str) -> str:
-    found = dict.fromkeys(str(point.engine.get(key)) for point in points)
-    return ', '.join(NONE if w == 'None' else plain(w) for w in sorted(found))
+def _words(points: Iterable[Point], take: Callable[[Point], Any]) -> str:
+    """What points have, each once."""
+    values = (take(point) for point in points)
+    found = {NONE if value is None else plain(value) for value in values}
+    return ', '.join(sorted(found))
+
+
+def core_names(point: Point) -> Optional[str]:
+    """Cores that the engine computes on, as ``0-3 5``; None on GPUs."""
+    cores = sorted(point.engine.get('cpu_cores') or ())
+    # In a row of cores, each less its place is the same.
+    places = groupby(enumerate(cores), lambda core: core[1] - core[0])
+    ranges = [[core for _, core in of] for _, of in places]
+    names = (
+        str(of[0]) if len(of) == 1 else f'{of[0]}-{of[-1]}' for of in ranges
+    )
+    return ' '.join(names) or None
 
 
 def machine_key(point: Point) -> tuple[Any, ...]:
     """What tells the machine of a point from others, versions included."""
-    return tuple(point.machine.get(name) for name in _MACHINE)
+    return tuple(point.machine.get(name) for name in MACHINE)
 
 
 def machine_table(summary: Summary) -> str:
@@ -94,11 +118,20 @@ def machine_table(summary: Summary) -> str:
             if any(point.size == size
                    for point in points)
         ),
+        _words(points, core_names),
+        span([point.devices
+              for point in points], 'd'),
         f'{len(points):,}',
     ]
             for key, points in machines.items()]
-    head = [*_MACHINE.values(), 'sizes', 'points']
-    return markdown_table(head, rows, n_left=len(head) - 1)
+    head = [
+        *MACHINE.values(),
+        'sizes',
+        'computed on cores',
+        'devices of a server',
+        'points',
+    ]
+    return markdown_table(head, rows, n_left=len(head) - 2)
 
 
 def prefix_cache_hits(summary: Summary) -> list[Point]:

@@ -44,8 +44,9 @@ def drop_of(
 
     Args:
         dense: Run -> tokens a second.
-        moe: Likewise. Only runs that both have are used, as a pair has the
-            same prompts at the same times.
+        moe: Likewise. Only runs that both have are used, as pairs: they were
+            measured one after the other. Prompts are the same only where both
+            are of the same rates.
 
     Returns:
         None where they share no run.

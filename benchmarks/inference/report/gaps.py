@@ -1,14 +1,24 @@
-"""How much of a mixture's gap to its dense model each variant closes."""
+"""How much of a mixture's gap to its dense model each variant closes.
+
+Throughput is compared per device, as a variant may take more of them than what
+it is compared with; latency is as it is.
+"""
 
 from dataclasses import dataclass
-from typing import Iterator, Mapping, Optional, Sequence
+from typing import Iterable, Iterator, Mapping, Optional, Sequence
 
 from benchmarks.inference.report.estimates import Estimate, closed_of, drop_of
 from benchmarks.inference.report.maximum import common_kind, maximum_runs
 from benchmarks.inference.report.records import BASE, Arm
 from benchmarks.inference.report.summary import DENSE, Summary
 
-__all__ = ['Gap', 'LOWER_K', 'find_gaps', 'skipped_variants']
+__all__ = [
+    'Gap',
+    'LOWER_K',
+    'find_gaps',
+    'skipped_variants',
+    'throughput_name',
+]
 
 # What the tables call it when a mixture visits fewer experts, which a study
 # measures without a variant.
@@ -23,26 +33,43 @@ class Gap:
         size: Of the models.
         variant: Its name.
         arm: The mixture with it.
-        base: The mixture without it.
+        base: The mixture without it; None: it was not measured, so that there
+            is no gap.
+        devices: Over how many the mixture with it is spread.
+        base_devices: Over how many the mixture without it is; None: likewise.
         rate: The lowest rate, in requests/s, at which the two and the dense
             model keep up; None where there is none.
         latency: Share of the gap in mean latency that it closes there.
         kind: How maximum throughput was measured of all three; None where it
             was not.
-        throughput: Share of the gap in maximum throughput that it closes.
+        throughput: Share of the gap in maximum throughput per device that it
+            closes.
         drop: Of maximum throughput against the dense model with the same
-            variant, where that was measured.
+            variant, which has as many devices, where that was measured.
     """
 
     size: str
     variant: str
     arm: Arm
-    base: Arm
+    base: Optional[Arm]
+    devices: int
+    base_devices: Optional[int]
     rate: Optional[float]
     latency: Optional[Estimate]
     kind: Optional[str]
     throughput: Optional[Estimate]
     drop: Optional[Estimate]
+
+    @property
+    def is_per_device(self) -> bool:
+        """Whether the two are of different numbers of devices."""
+        return self.base_devices not in (None, self.devices)
+
+
+def throughput_name(gaps: Iterable[Gap]) -> str:
+    """What the gaps in throughput are of, in words."""
+    is_per_device = any(gap.is_per_device for gap in gaps)
+    return 'throughput per device' if is_per_device else 'throughput'
 
 
 def find_gaps(summary: Summary, size: str) -> Iterator[Gap]:
@@ -54,21 +81,8 @@ def find_gaps(summary: Summary, size: str) -> Iterator[Gap]:
             yield _gap(summary, size, LOWER_K, arm, highest)
     for arm in summary.variants(size):
         if not arm.is_dense:
-            base = _base(summary, size, arm)
-            if base is not None:
-                yield _gap(summary, size, arm.variant, arm, base)
-
-
-def _base(summary: Summary, size: str, arm: Arm) -> Optional[Arm]:
-    """What to compare a variant with.
-
-    The mixture without it; of a variant that changes K, which has none of its
-    own, the one with the most experts a token.
-    """
-    mixtures = [a for a in summary.mixtures(size) if a.experts == arm.experts]
-    if arm.base in mixtures:
-        return arm.base
-    return max(mixtures, default=None)
+            base = arm.base if arm.base in mixtures else None
+            yield _gap(summary, size, arm.variant, arm, base)
 
 
 def _gap(
@@ -76,31 +90,66 @@ def _gap(
     size: str,
     variant: str,
     arm: Arm,
-    base: Arm,
+    base: Optional[Arm],
 ) -> Gap:
-    arms = arm, base, DENSE
-    rate = next(iter(summary.keeping_up(size, arms)), None)
-    latency = throughput = None
-    if rate is not None:
-        values = [
-            summary.values(size, a, rate, lambda m: m.latency) for a in arms
-        ]
-        latency = closed_of(*values, more_is_better=False)
-    kind = common_kind(summary, size, arms)
-    if kind is not None:
-        values = [maximum_runs(summary, size, a, kind) for a in arms]
-        throughput = closed_of(*values, more_is_better=True)
+    rate = latency = kind = throughput = None
+    if base is not None:
+        arms = arm, base, DENSE
+        rate = next(iter(summary.keeping_up(size, arms)), None)
+        kind = common_kind(summary, size, arms)
+        latency = _latency_closed(summary, size, arms, rate)
+        throughput = _throughput_closed(summary, size, arms, kind)
     return Gap(
         size=size,
         variant=variant,
         arm=arm,
         base=base,
+        devices=summary.devices(size, arm),
+        base_devices=None if base is None else summary.devices(size, base),
         rate=rate,
         latency=latency,
         kind=kind,
         throughput=throughput,
         drop=_drop(summary, size, arm),
     )
+
+
+def _latency_closed(
+    summary: Summary,
+    size: str,
+    arms: Sequence[Arm],
+    rate: Optional[float],
+) -> Optional[Estimate]:
+    if rate is None:
+        return None
+    values = [summary.values(size, a, rate, lambda m: m.latency) for a in arms]
+    return closed_of(*values, more_is_better=False)
+
+
+def _throughput_closed(
+    summary: Summary,
+    size: str,
+    arms: Sequence[Arm],
+    kind: Optional[str],
+) -> Optional[Estimate]:
+    if kind is None:
+        return None
+    values = [_per_device(summary, size, arm, kind) for arm in arms]
+    return closed_of(*values, more_is_better=True)
+
+
+def _per_device(
+    summary: Summary,
+    size: str,
+    arm: Arm,
+    kind: str,
+) -> dict[int, float]:
+    """Run -> maximum tokens a second of each device."""
+    runs = maximum_runs(summary, size, arm, kind)
+    return {
+        run: value / summary.devices(size, arm)
+        for run, value in runs.items()
+    }
 
 
 def _drop(summary: Summary, size: str, arm: Arm) -> Optional[Estimate]:

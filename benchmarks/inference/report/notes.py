@@ -12,7 +12,11 @@ from benchmarks.inference.report.cells import (
     span,
 )
 from benchmarks.inference.report.engines import machine_key, prefix_cache_hits
-from benchmarks.inference.report.maximum import find_maxima
+from benchmarks.inference.report.maximum import (
+    PLATEAU_BATCHES,
+    find_maxima,
+    too_short,
+)
 from benchmarks.inference.report.paper import paper_model, paper_size
 from benchmarks.inference.report.records import Point
 from benchmarks.inference.report.summary import Summary
@@ -20,6 +24,7 @@ from benchmarks.inference.report.summary import Summary
 __all__ = [
     'disagreements',
     'how_to_read',
+    'left_out',
     'not_done',
     'verdict',
     'warnings',
@@ -54,18 +59,9 @@ def warnings(summary: Summary) -> Iterator[str]:
     if cached:
         yield (
             '**Prompts were found in the prefix cache**, so these points are '
-            f'faster than they should be: {_names(cached)}.'
+            'faster than they should be: '
+            f"{', '.join(f'`{point.id}`' for point in cached)}."
         )
-    failed = [p for p in summary.done if p.measured and p.measured.n_failed]
-    if failed:
-        yield (
-            '**Requests failed** in these points, and are not counted: '
-            f'{_names(failed)}.'
-        )
-
-
-def _names(points: Iterable[Point]) -> str:
-    return ', '.join(f'`{point.id}`' for point in points)
 
 
 def not_done(summary: Summary) -> str:
@@ -134,6 +130,21 @@ def disagreements(summary: Summary, size: str) -> Iterator[str]:
             )
 
 
+def left_out(summary: Summary, size: str) -> str:
+    """How many saturated points have too few requests; empty if none."""
+    told = [
+        f'{summary.name(size, arm)} {n}'
+        for arm in (*summary.arms(size), *summary.variants(size))
+        if (n := len(too_short(summary, size, arm)))
+    ]
+    return (
+        '**Saturated points with too few requests**, which no maximum is made '
+        f"of: {', '.join(told)}. They have fewer than {PLATEAU_BATCHES} "
+        'requests for each of the most answers under way at once: ask for more '
+        '`requests`.'
+    ) if told else ''
+
+
 def workload_lines(summary: Summary) -> str:
     """What was asked of the servers, size by size."""
     return '\n'.join(_workload_line(summary, size) for size in summary.sizes)
@@ -167,28 +178,37 @@ def how_to_read(summary: Summary) -> str:
     return '\n'.join([
         '- Arrivals are open loop: requests are sent at random times (Poisson) '
         'at the offered rate, whether or not earlier ones are answered. Each '
-        'run has prompts and times of its own, the same for every model. '
-        'Answers have a fixed number of tokens.',
+        'rate and run has prompts and times of its own, the same for every '
+        'model. Answers have a fixed number of tokens.',
         '- Throughput is of input and output tokens a second, in the steady '
         'window: without the start, when the server fills, and the end, when '
         'it runs empty. Beside it the load generator\'s own figure over the '
         'whole run, with both. Latency is from sending a request to its last '
-        'token.',
+        'token; its means and percentiles are of the requests that are sent '
+        'when the server is full, without the first ones.',
         '- Saturated: less than 95 % of the offered rate is achieved, or the '
         'requests in flight keep growing. Latency is then that of a queue and '
         'no property of the model; such points are drawn hollow, and left out '
         'of what is said of latency.',
         '- Maximum throughput of a run: mean of its steady throughput at rates '
-        'that saturate more than half of the runs. Beside it the unbounded '
-        'rate, where all requests come at once; differences of more than '
-        f'{per_cent(_MOST_APART)} are told.',
+        'that saturate more than half of the runs. Of few requests that says '
+        f'little, so a point counts only with at least {PLATEAU_BATCHES} '
+        'requests for each of the most answers under way at once in it. The '
+        'other measure is the unbounded rate, where all requests come at once; '
+        f'differences of more than {per_cent(_MOST_APART)} are told. Models '
+        'are compared by saturated rates if all of them have that, else by the '
+        'unbounded rate if all have that, else by the one that more have: '
+        'others show a dash.',
+        '- Drops are of pairs of runs, which were measured one after the '
+        'other. At the unbounded rate a pair has the same prompts; at '
+        'saturated rates only where both models saturate at the same ones.',
+        '- Models on different numbers of devices are compared by their '
+        'throughput per device; latency is as it is.',
         "- Intervals are of 95 % over runs, by Student's t: of drops with the "
         'error that a bootstrap of pairs of runs has, of gaps closed with that '
         'of the linearised ratio. "n/a": one run has none, nor has the share '
         'of a gap that is not told apart from none. With few runs they are '
         'wide, and rest on runs being about normally distributed.',
-        '- Percentiles are of all requests of a run, also the first, so their '
-        'means differ a little from those of the rates.',
         '- Left out: networks, tokenizers and requests of different lengths; '
         'what a text does to routing and drafting where weights or routing are '
         f'simulated{summary.labelled}. Figures of one machine and engine '

@@ -17,8 +17,13 @@ from typing import Any, Iterator, Optional
 
 import numpy as np
 
+from benchmarks.inference.report.engines import MACHINE, core_names
 from benchmarks.inference.report.maximum import find_maxima
-from benchmarks.inference.report.percentiles import PERCENTILES, TIMES
+from benchmarks.inference.report.percentiles import (
+    PERCENTILES,
+    TIMES,
+    steady_times,
+)
 from benchmarks.inference.report.records import Point
 from benchmarks.inference.report.summary import Summary
 
@@ -26,6 +31,7 @@ __all__ = ['SERVING_FORMAT', 'points_csv', 'serving_json', 'too_noisy']
 
 SERVING_FORMAT = 'foundry_upcycle/serving/1'
 _ENGINE = (
+    'devices',
     'kv_cache_tokens',
     'weight_bytes',
     'moe_kernel',
@@ -33,7 +39,6 @@ _ENGINE = (
     'top_k_checked',
     'start_seconds',
 )
-_MACHINE = ('gpu', 'n_gpus', 'cpu', 'cores', 'vllm', 'torch')
 
 
 def points_csv(summary: Summary) -> str:
@@ -67,21 +72,23 @@ def _row(point: Point) -> dict[str, Any]:
         'seconds': point.seconds,
         **{
             key: point.machine.get(key)
-            for key in _MACHINE
+            for key in MACHINE
         },
         **{
             key: point.engine.get(key)
             for key in _ENGINE
         },
+        'cpu_cores': core_names(point),
     }
     if point.measured and point.requests and point.counters:
         row.update(vars(point.measured))
         row.update(vars(point.counters))
         row['n_requests'] = len(point.requests.start)
-        for name, take in TIMES.items():
+        for name in TIMES:
+            times = steady_times(point, name)
             for percentile in PERCENTILES:
                 key = f"{name.replace(' ', '_')}_p{percentile}_s"
-                seconds = np.percentile(take(point.requests), percentile)
+                seconds = np.percentile(times, percentile)
                 row[key] = float(seconds)
     return row
 

@@ -1,14 +1,18 @@
-"""How long requests take, from the quick to the slow."""
+"""How long requests take, from the quick to the slow.
+
+Of the requests that a point's mean latency is of: those that start when the
+server is in its steady state.
+"""
 
 from typing import Callable, Mapping, Optional
 
 import numpy as np
 
 from benchmarks.inference.report.estimates import Estimate, mean_of
-from benchmarks.inference.report.records import Arm, Requests
+from benchmarks.inference.report.records import Arm, Point, Requests
 from benchmarks.inference.report.summary import Summary
 
-__all__ = ['PERCENTILES', 'TIMES', 'percentiles', 'pooled']
+__all__ = ['PERCENTILES', 'TIMES', 'percentiles', 'pooled', 'steady_times']
 
 PERCENTILES = (50, 90, 99)
 # Name -> seconds of each request.
@@ -18,13 +22,23 @@ TIMES: Mapping[str, Callable[[Requests], tuple[float, ...]]] = {
 }
 
 
+def steady_times(point: Point, name: str) -> np.ndarray:
+    """Seconds of the requests that count for latency.
+
+    Args:
+        point: A done one.
+        name: One of ``TIMES``.
+    """
+    assert point.requests and point.measured  # for pyright: it is done
+    start = np.array(point.requests.start)
+    begin = start.min() + point.measured.steady_from
+    return np.array(TIMES[name](point.requests))[start >= begin]
+
+
 def _times(summary: Summary, size: str, arm: Arm, rate: float,
-           name: str) -> list[tuple[float, ...]]:
-    return [
-        TIMES[name](point.requests)
-        for point in summary.runs(size, arm, rate).values()
-        if point.requests
-    ]
+           name: str) -> list[np.ndarray]:
+    points = summary.runs(size, arm, rate).values()
+    return [steady_times(point, name) for point in points]
 
 
 def percentiles(
@@ -44,8 +58,7 @@ def percentiles(
         name: One of ``TIMES``.
 
     Returns:
-        In seconds. All requests of a run count, also those that came before
-        the server was in its steady state.
+        In seconds, of requests in the steady state.
     """
     runs = _times(summary, size, arm, rate, name)
     means = [float(np.mean(run)) for run in runs]
@@ -66,5 +79,5 @@ def pooled(
     rate: float,
     name: str,
 ) -> np.ndarray:
-    """Seconds of the requests of all runs, ascending."""
+    """Seconds of the steady requests of all runs, ascending."""
     return np.sort(np.concatenate(_times(summary, size, arm, rate, name)))

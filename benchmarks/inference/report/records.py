@@ -65,9 +65,11 @@ class Measured:
         throughput: Input and output tokens a second in the steady state.
         whole_run: The same as the load generator has it, from the first
             request to the last answer, if it says so.
-        latency: Mean seconds of a request.
+        latency: Mean seconds of a request, of those that start from
+            ``steady_from`` on.
         saturated: Whether the server fell behind.
-        n_failed: Requests without an answer.
+        steady_from: From when on requests count for latency, in seconds from
+            the first start.
     """
 
     offered: Optional[float]
@@ -76,7 +78,7 @@ class Measured:
     whole_run: Optional[float]
     latency: float
     saturated: bool
-    n_failed: int
+    steady_from: float
 
 
 @dataclass(frozen=True)
@@ -140,3 +142,8 @@ class Point:
     counters: Optional[Counters]
     shares: Optional[tuple[tuple[float, ...], ...]]
     seconds: Optional[float]
+
+    @property
+    def devices(self) -> int:
+        """Over how many the model is spread, of a done one."""
+        return self.engine['devices']

@@ -11,6 +11,7 @@ from benchmarks.inference.report.html import to_html
 from benchmarks.inference.report.notes import (
     disagreements,
     how_to_read,
+    left_out,
     not_done,
     verdict,
     warnings,
@@ -145,6 +146,9 @@ def _tables(summary: Summary, size: str) -> Iterator[str]:
     yield '### Maximum throughput'
     yield maximum_table(summary, size)
     yield from disagreements(summary, size)
+    short = left_out(summary, size)
+    if short:
+        yield short
     for of, arm in too_noisy(summary):
         if of == size:
             yield (
@@ -174,7 +178,8 @@ def _percentiles(summary: Summary, size: str) -> Iterator[str]:
         rates = summary.keeping_up(size, summary.arms(size))
         yield (
             f'At {rates[-1]:g} requests/s, the highest rate that all models '
-            'were measured at without saturation:'
+            'were measured at without saturation, of requests in the steady '
+            'state:'
         )
         yield table
     else:
@@ -189,6 +194,9 @@ def _variants(summary: Summary) -> Iterator[str]:
             '(variant - base) / (dense - base): 0 % closes nothing, 100 % '
             'serves like the dense model without the variant. "lower K" is '
             'the mixture with fewer experts a token, which is another model. '
-            'Dashes: not measured, or no gap to close.'
+            'Throughput is that of each device where a variant and its base '
+            'are on different numbers of them; latency is as it is. Dashes: '
+            'not measured, or no gap to close; "no base": the mixture without '
+            'the variant was not measured.'
         )
         yield table

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Optional
+from typing import Any, Mapping, Optional
 
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.point_format import POINT_FORMAT
 from benchmarks.inference.report.fields import Fields
 from benchmarks.inference.report.records import (
     Arm,
@@ -14,9 +15,8 @@ from benchmarks.inference.report.records import (
     Requests,
 )
 
-__all__ = ['FORMAT', 'read_points']
+__all__ = ['read_points']
 
-FORMAT = 'foundry_upcycle/serving_point/1'
 _STATUSES = ('done', 'failed', 'skipped')
 _ARCHITECTURES = ('dense', 'moe')
 
@@ -56,10 +56,10 @@ def _read(path: Path) -> Point:
             'remove its folder, so that `run` measures the point again.',
         ) from error
     fields = Fields(str(path), '', content)
-    if fields.text('format') != FORMAT:
+    if fields.text('format') != POINT_FORMAT:
         fields.refuse(
             'format',
-            f'this version reads {FORMAT}.',
+            f'this version reads {POINT_FORMAT}.',
             'report with the version that measured, or measure again.',
         )
     if fields.text('id') != path.parent.name:
@@ -92,7 +92,7 @@ def _point(path: Path, fields: Fields, status: str) -> Point:
         config=config.content,
         machine=fields.inner('machine').content
         if done else given.get('machine') or {},
-        engine=fields.inner('engine').content
+        engine=_engine(fields.inner('engine'))
         if done else given.get('engine') or {},
         requests=_requests(fields.inner('requests')) if done else None,
         measured=_measured(fields) if done else None,
@@ -128,6 +128,11 @@ def _labels(fields: Fields) -> tuple[str, ...]:
     return tuple(fields.array('labels'))
 
 
+def _engine(fields: Fields) -> Mapping[str, Any]:
+    fields.count('devices', 1)
+    return fields.content
+
+
 def _requests(fields: Fields) -> Requests:
     names = ('start', 'end', 'ttft', 'input_tokens', 'output_tokens')
     columns = {name: fields.numbers(name) for name in names}
@@ -157,6 +162,9 @@ def _measured(point: Fields) -> Measured:
     for key in ('throughput_tokens_per_s', 'latency_mean_s'):
         if fields.number(key) <= 0:
             fields.refuse(key, 'it is not above 0.')
+    starts = point.inner('requests').numbers('start')
+    if min(starts) + fields.number('steady_from_s', 0) > max(starts):
+        fields.refuse('steady_from_s', 'no request starts so late.')
     return Measured(
         offered=fields.optional_number('offered'),
         achieved=fields.optional_number('achieved'),
@@ -164,7 +172,7 @@ def _measured(point: Fields) -> Measured:
         whole_run=tool.optional_number('total_token_throughput'),
         latency=fields.number('latency_mean_s'),
         saturated=fields.flag('saturated'),
-        n_failed=fields.count('n_failed'),
+        steady_from=fields.number('steady_from_s', 0),
     )
 
 

@@ -57,12 +57,24 @@ class Summary:
         )
 
     def _weights(self, size: str) -> float:
-        known = (p.engine.get('weight_bytes') for p in self.of_size(size))
-        return min((w for w in known if w), default=0.0)
+        on_devices = (
+            p.devices * (p.engine.get('weight_bytes') or 0)
+            for p in self.of_size(size)
+        )
+        return min((w for w in on_devices if w), default=0.0)
 
     def of_size(self, size: str) -> tuple[Point, ...]:
         """What is done of a size."""
         return tuple(point for point in self.done if point.size == size)
+
+    def devices(self, size: str, arm: Arm) -> int:
+        """Over how many an arm that has a result is spread."""
+        return next(p.devices for p in self.of_size(size) if p.arm == arm)
+
+    @cached_property
+    def devices_differ(self) -> bool:
+        """Whether not all that is done is spread over as many devices."""
+        return len({point.devices for point in self.done}) > 1
 
     def arms(self, size: str, variant: str = BASE) -> tuple[Arm, ...]:
         """That have a result: dense, then by experts and top-k."""

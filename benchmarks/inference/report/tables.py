@@ -12,13 +12,23 @@ from benchmarks.inference.report.cells import (
     plain,
     rate_name,
 )
-from benchmarks.inference.report.estimates import Estimate
+from benchmarks.inference.report.estimates import Estimate, mean_of
 from benchmarks.inference.report.expert_load import expert_load
-from benchmarks.inference.report.gaps import Gap, find_gaps, skipped_variants
+from benchmarks.inference.report.gaps import (
+    Gap,
+    find_gaps,
+    skipped_variants,
+    throughput_name,
+)
 from benchmarks.inference.report.maximum import (
+    PLATEAU,
     UNBOUNDED,
+    Maximum,
+    common_kind,
     find_maxima,
     highest_seen,
+    maximum_runs,
+    too_short,
 )
 from benchmarks.inference.report.paper import paper_model, paper_size
 from benchmarks.inference.report.percentiles import (
@@ -51,30 +61,44 @@ def maximum_table(summary: Summary, size: str) -> str:
         'measured at',
         'by the other measure (tokens/s)',
     ]
+    if summary.devices_differ:
+        head.insert(1, 'devices')
     if paper:
         head += [f'paper {paper.name} (tokens/s)', "paper's drop"]
     rows = []
     for arm in summary.arms(size):
-        found = maxima.get(arm)
-        if found is None:
-            row = [summary.name(size, arm), *_not_reached(summary, size, arm)]
-        else:
-            row = [
-                summary.name(size, arm),
-                str(found.throughput.n_runs),
-                cell(found.throughput, ',.0f'),
-                cell(found.drop, '.1%'),
-                found.kind,
-                cell(found.beside, ',.0f'),
-            ]
-        rows.append(row + (_paper_cells(size, arm) if paper else []))
+        row = _maximum_cells(maxima[arm]) if arm in maxima else \
+            _no_maximum_cells(summary, size, arm)
+        if summary.devices_differ:
+            row.insert(0, str(summary.devices(size, arm)))
+        if paper:
+            row += _paper_cells(size, arm)
+        rows.append([summary.name(size, arm), *row])
     return markdown_table(head, rows)
 
 
-def _not_reached(summary: Summary, size: str, arm: Arm) -> list[str]:
+def _maximum_cells(found: Maximum) -> list[str]:
+    return [
+        str(found.throughput.n_runs),
+        cell(found.throughput, ',.0f'),
+        cell(found.drop, '.1%'),
+        found.kind,
+        cell(found.beside, ',.0f'),
+    ]
+
+
+def _no_maximum_cells(summary: Summary, size: str, arm: Arm) -> list[str]:
+    """Of what lacks the measure that others are compared by."""
     seen = highest_seen(summary, size, arm)
     least = NONE if seen is None else f'at least {seen:,.0f}'
-    return [NONE, least, NONE, 'never saturated', NONE]
+    if common_kind(summary, size, summary.arms(size)) == UNBOUNDED:
+        why, other = f'not at the {UNBOUNDED}', PLATEAU
+    else:
+        is_saturated = bool(too_short(summary, size, arm))
+        why = 'too few requests' if is_saturated else 'never saturated'
+        other = UNBOUNDED
+    beside = mean_of(list(maximum_runs(summary, size, arm, other).values()))
+    return [NONE, least, NONE, why, cell(beside, ',.0f')]
 
 
 def _paper_cells(size: str, arm: Arm) -> list[str]:
@@ -203,23 +227,21 @@ def variant_table(summary: Summary) -> str:
     Returns:
         Empty where there is neither.
     """
-    rows = [
-        _gap_row(summary, gap)
-        for size in summary.sizes
-        for gap in find_gaps(summary, size)
-    ]
+    gaps = [gap for size in summary.sizes for gap in find_gaps(summary, size)]
+    rows = [_gap_row(summary, gap) for gap in gaps]
     for (size, variant, reason), arms in skipped_variants(summary).items():
         names = ', '.join(summary.name(size, arm.base) for arm in arms)
         why = f'skipped: {plain(reason)}'
-        rows.append([size, variant, names, *[NONE] * 3, why])
+        rows.append([size, variant, names, *[NONE] * 4, why])
     head = [
         'size',
         'variant',
         'model',
+        'devices',
         'gap closed in latency, at a low rate',
-        'gap closed in throughput, at saturation',
+        f'gap closed in {throughput_name(gaps)}, at saturation',
         'drop against dense with the same variant',
-        'not measured',
+        'why not',
     ]
     return markdown_table(head, rows, n_left=3) if rows else ''
 
@@ -230,10 +252,12 @@ def _gap_row(summary: Summary, gap: Gap) -> list[str]:
         gap.size,
         gap.variant,
         summary.name(gap.size, gap.arm.base),
+        f'{gap.devices}, base {gap.base_devices}'
+        if gap.is_per_device else str(gap.devices),
         NONE if gap.latency is None else f'{latency} at {gap.rate:g}/s',
         _throughput_cell(gap.throughput, gap.kind),
         cell(gap.drop, '.1%'),
-        '',
+        'no base' if gap.base is None else '',
     ]
 
 

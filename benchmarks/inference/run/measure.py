@@ -1,6 +1,5 @@
 """Measures points with vLLM: a server, its load, and what both say."""
 
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,19 +12,27 @@ from benchmarks.inference.engine import variants
 from benchmarks.inference.engine.load import BenchResult, run_load
 from benchmarks.inference.engine.machine import this_machine
 from benchmarks.inference.engine.metrics import (
-    Counters,
+    check_counters,
     count_between,
     facts_of_log,
+    is_idle,
     kv_cache_tokens,
 )
 from benchmarks.inference.engine.models import (
     check_model_folder,
+    config_number,
     write_model_folder,
 )
-from benchmarks.inference.engine.prompts import seed_of, write_prompts
+from benchmarks.inference.engine.prompts import (
+    random_prompts,
+    seed_of,
+    write_prompts,
+)
 from benchmarks.inference.engine.routing import (
     ObservedRouting,
-    read_observed,
+    check_routing,
+    drawn_shares,
+    observe,
     routing_environment,
     routing_label,
     write_routing,
@@ -37,6 +44,7 @@ from benchmarks.inference.engine.server import (
     serve_command,
     server_environment,
 )
+from benchmarks.inference.engine.warmup import warm_up
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.study.config import Shape, Study
 from benchmarks.inference.study.points import (
@@ -48,10 +56,10 @@ from benchmarks.inference.study.points import (
 
 __all__ = ['VllmBackend', 'VllmServing']
 
-# A server whose engine died takes a moment to end.
-_DEATH_SECONDS = 5
 # Before a load counts as stuck: its start, and each request one by one.
 _LOAD_SECONDS, _REQUEST_SECONDS = 600, 30
+# From the last answer until the engine has counted it.
+_IDLE_SECONDS = 10
 
 
 class VllmBackend:
@@ -76,6 +84,8 @@ class VllmBackend:
             labels.append('CPU')
         if self.study.load_format == 'dummy':
             labels.append('dummy weights')
+        elif server.size.workload.prompts is None:
+            labels.append('random-token prompts')
         if server.config['routing'] is not None:
             routing = routing_label(server.config['routing'])
             labels.append(f'simulated routing: {routing}')
@@ -93,7 +103,7 @@ class VllmBackend:
     @contextmanager
     def serve(self, server: ServerSpec, run: int) -> Iterator['VllmServing']:
         folder = self.study.folder / 'servers' / server.id
-        model = self._model(server, folder)
+        model, config = self._model(server, folder)
         dense = server.size.dense
         changes = variants.changes_of(
             server.variant,
@@ -115,21 +125,37 @@ class VllmBackend:
             **routing_environment(folder),
             **changes.environment,
         })
-        log = folder / f'run_{run + 1}.log'
-        with Server(command, port, log, environment) as running:
-            yield VllmServing(self.study, server, running, folder, model)
+        log = _new_log(folder, run)
+        pid_file = self.study.folder / 'server.pid'
+        running = Server(command, port, log, environment, pid_file=pid_file)
+        with running:
+            yield VllmServing(
+                self.study,
+                server,
+                running,
+                folder,
+                model,
+                config,
+                changes.engine['tensor_parallel_size'],
+            )
 
-    def _model(self, server: ServerSpec, folder: Path) -> Path:
-        """The model's folder, and beside it the routing of dummy weights."""
+    def _model(
+        self,
+        server: ServerSpec,
+        folder: Path,
+    ) -> tuple[Path, Mapping[str, Any]]:
+        """The model's folder and its config.json; writes those of dummies.
+
+        Beside dummies it writes how they are routed.
+        """
         size = server.size
         source = size.dense if server.is_dense else size.moe
         if isinstance(source, Path):
-            check_model_folder(source)
-            return source
-        assert isinstance(size.dense, Shape)  # for pyright: as study.py checks
+            return source, check_model_folder(source)
+        assert isinstance(size.dense, Shape)  # for pyright: as config.py checks
         shape = asdict(size.dense)
         model = folder / 'model'
-        write_model_folder(
+        config = write_model_folder(
             shape,
             model,
             server.experts,
@@ -145,7 +171,16 @@ class VllmBackend:
                 server.top_k,
                 self.study.seed,
             )
-        return model
+        return model, config
+
+
+def _new_log(folder: Path, run: int) -> Path:
+    """``run_1.log``, or ``run_1_2.log`` where there is one, and so on."""
+    log, number = folder / f'run_{run + 1}.log', 1
+    while log.exists():
+        number += 1
+        log = folder / f'run_{run + 1}_{number}.log'
+    return log
 
 
 class VllmServing:
@@ -157,7 +192,14 @@ class VllmServing:
         running: The server.
         folder: Of the server.
         model: Of the model.
+        config: The model's config.json.
+        devices: Over which the model is spread.
+
+    Attributes:
+        death_seconds: How long a server whose engine died may take to end.
     """
+
+    death_seconds = 5.0
 
     def __init__(
         self,
@@ -166,42 +208,58 @@ class VllmServing:
         running: Server,
         folder: Path,
         model: Path,
+        config: Mapping[str, Any],
+        devices: int,
     ):
         self.study = study
         self.server = server
         self.running = running
         self.folder = folder
         self.model = model
+        self.devices = devices
         self.start_seconds = running.start_seconds
+        self.vocab_size = config_number(config, 'vocab_size', model)
+        self.n_layers = config_number(config, 'num_hidden_layers', model)
 
     def check_alive(self) -> None:
-        # A server whose engine died takes a moment to end.
-        until = monotonic() + _DEATH_SECONDS
+        until = monotonic() + self.death_seconds
         while monotonic() < until:
             self.running.check_alive()
-            sleep(0.5)
+            sleep(0.1)
 
     def measure(self, point: Point, folder: Path) -> dict[str, Any]:
-        prompts = folder / 'prompts.jsonl'
-        seed = seed_of(self.study.seed, point.rate, point.run)
-        workload = self.server.size.workload
-        write_prompts(
-            prompts,
-            point.n_requests,
-            workload.input_tokens,
-            self._vocab_size(),
-            seed,
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        begin = self.running.log.stat().st_size
+        try:
+            return self._measure(point, folder)
+        finally:
+            with self.running.log.open('rb') as log:
+                log.seek(begin)
+                (folder / 'server.log').write_bytes(log.read())
+
+    def _measure(self, point: Point, folder: Path) -> dict[str, Any]:
+        workload, n = self.server.size.workload, point.n_requests
+        self._warm_up(point)
+        routed_before = self._routing()
         before = self._metrics(folder / 'metrics_before.txt')
-        result = self._load(point, folder, prompts, seed)
+        result = self._load(point, folder)
         after = self._metrics(folder / 'metrics_after.txt')
-        # They can be written again, and are large.
-        prompts.unlink()
         counters = count_between(before, after)
-        _check_prefix_cache(counters)
-        observed = self._observed()
+        check_counters(
+            counters,
+            n,
+            workload.input_tokens,
+            workload.output_tokens,
+        )
+        timings = Timings(
+            result.start_s,
+            result.end_s,
+            result.ttft_s,
+            result.input_tokens,
+            result.output_tokens,
+        )
         return {
-            'engine': self._engine(after, observed),
+            'engine': self._engine(after),
             'requests': {
                 'start': result.start_s,
                 'end': result.end_s,
@@ -210,32 +268,44 @@ class VllmServing:
                 'ttft': result.ttft_s,
             },
             'tool': result.tool,
-            'measured': {
-                **measure(_timings(result), point.rate).to_json(),
-                # A failed request is an error, and no point.
-                'n_failed':
-                0,
-            },
+            'measured': measure(timings, point.rate).to_json(),
             'counters': {
                 'prefix_cache_hits': counters.prefix_cache_hits,
                 'preemptions': counters.preemptions,
                 'spec_accepted': counters.spec_accepted,
                 'spec_drafted': counters.spec_drafted,
             },
-            'expert_load': observed and observed.shares and {
-                'shares': observed.shares,
-            },
+            'expert_load': self._expert_load(routed_before, n),
         }
 
-    def _load(
-        self,
-        point: Point,
-        folder: Path,
-        prompts: Path,
-        seed: int,
-    ) -> BenchResult:
+    def _warm_up(self, point: Point) -> None:
         workload = self.server.size.workload
-        return run_load(
+        n = workload.warmup_requests
+        warm_up(
+            self.running.url,
+            random_prompts(
+                n,
+                workload.input_tokens,
+                self.vocab_size,
+                seed_of(self.study.seed, point.rate, point.run, 'warm-up'),
+            ),
+            workload.output_tokens,
+            _LOAD_SECONDS + _REQUEST_SECONDS * n,
+        )
+
+    def _load(self, point: Point, folder: Path) -> BenchResult:
+        workload = self.server.size.workload
+        prompts = folder / 'prompts.jsonl'
+        seed = seed_of(self.study.seed, point.rate, point.run)
+        write_prompts(
+            prompts,
+            point.n_requests,
+            workload.input_tokens,
+            self.vocab_size,
+            seed,
+            workload.prompts,
+        )
+        result = run_load(
             [str(self.running.command[0]), 'bench', 'serve'],
             self.running.url,
             self.model,
@@ -246,47 +316,61 @@ class VllmServing:
             workload.input_tokens,
             workload.output_tokens,
             seed,
-            workload.warmup_requests,
             server_environment({}),
             _LOAD_SECONDS + point.seconds_of_arrivals +
             _REQUEST_SECONDS * point.n_requests,
         )
-
-    def _vocab_size(self) -> int:
-        config = json.loads((self.model / 'config.json').read_text())
-        return config['vocab_size']
+        # They can be written again, and are large.
+        prompts.unlink()
+        return result
 
     def _metrics(self, path: Path) -> str:
-        text = self.running.metrics()
+        """What the server counts once it has counted all answers."""
+        until = monotonic() + _IDLE_SECONDS
+        while not is_idle(text := self.running.metrics()):
+            if monotonic() > until:
+                raise HarnessError(
+                    'server',
+                    self.running.url,
+                    'it works on requests though all are answered.',
+                    'keep other clients from the server.',
+                )
+            sleep(0.1)
         path.write_text(text)
         return text
 
-    def _observed(self) -> Optional[ObservedRouting]:
-        """What the engine routes, once its K is checked.
-
-        Raises:
-            HarnessError: It routes each token to another number of experts.
-        """
-        observed = read_observed(self.folder)
+    def _routing(self) -> Optional[ObservedRouting]:
+        """What the engine routes, checked; None: the model is dense."""
         if self.server.is_dense:
             return None
-        found = set(observed.top_k) if observed else set()
-        if found != {self.server.top_k}:
-            raise HarnessError(
-                'top_k',
-                self.server.top_k,
-                f'the engine routes each token to {sorted(found)} experts.',
-                f'read {self.running.log}; the plugin notes what the engine '
-                'builds.',
-            )
+        observed = observe(self.folder)
+        check_routing(
+            observed,
+            self.n_layers,
+            self.server.experts,
+            self.server.top_k,
+        )
         return observed
 
-    def _engine(
+    def _expert_load(
         self,
-        metrics: str,
-        observed: Optional[ObservedRouting],
-    ) -> dict[str, Any]:
+        before: Optional[ObservedRouting],
+        n: int,
+    ) -> Optional[dict[str, Any]]:
+        """Shares of experts that were drawn; None: nothing is simulated."""
+        if before is None or self.server.config['routing'] is None:
+            return None
+        workload = self.server.size.workload
+        # A request's last token is not read again.
+        length = workload.input_tokens + workload.output_tokens - 1
+        after = observe(self.folder)
+        return {
+            'shares': drawn_shares(self.folder, before, after, n * length),
+        }
+
+    def _engine(self, metrics: str) -> dict[str, Any]:
         facts = facts_of_log(self.running.log.read_text(errors='replace'))
+        is_dense = self.server.is_dense
         return {
             'version': facts.version,
             'kv_cache_tokens': kv_cache_tokens(metrics)
@@ -296,26 +380,9 @@ class VllmServing:
             'moe_backend': facts.moe_backend,
             'moe_kernel': facts.moe_kernel,
             'tuned_config': facts.tuned_config,
-            'top_k_checked': observed and observed.top_k[0],
+            # As the plugin recorded, or there would be no point.
+            'top_k_checked': None if is_dense else self.server.top_k,
             'start_seconds': self.start_seconds,
+            'cpu_cores': facts.cpu_cores,
+            'devices': self.devices,
         }
-
-
-def _timings(result: BenchResult) -> Timings:
-    return Timings(
-        result.start_s,
-        result.end_s,
-        result.ttft_s,
-        result.input_tokens,
-        result.output_tokens,
-    )
-
-
-def _check_prefix_cache(counters: Counters) -> None:
-    if counters.prefix_cache_hits:
-        raise HarnessError(
-            'prefix_cache_hits',
-            counters.prefix_cache_hits,
-            'tokens of prompts were found in the cache, not computed.',
-            'start the server with --no-enable-prefix-caching.',
-        )

@@ -1,11 +1,13 @@
 """Measures what a study still needs, one server after another."""
 
 import time
+import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional, Protocol
 
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.run.schedule import Schedule
 from benchmarks.inference.run.store import Store
 from benchmarks.inference.study.config import Study
 from benchmarks.inference.study.points import (
@@ -14,7 +16,6 @@ from benchmarks.inference.study.points import (
     list_servers,
     rounds,
 )
-from benchmarks.inference.study.schedule import Schedule
 
 __all__ = ['Backend', 'Runner', 'Serving']
 
@@ -109,10 +110,12 @@ class Runner:
 
         Raises:
             HarnessError: Another runner works on the folder, or it has points
-                of another study or that can't be read.
+                of another study or machine, or that can't be read.
         """
         with self.store.exclusive():
-            self.store.keep_only(self.schedule.all_ids())
+            for removed in self.store.keep_only(self.schedule.all_ids()):
+                self.say(f'{removed}: removed: not done, of other settings')
+            self.store.check_machine(self.backend.machine)
             for done in self._points('done'):
                 self._pace.add(done, self.store.record(done) or {})
             for server, run in self.rounds:
@@ -131,7 +134,8 @@ class Runner:
             try:
                 with self.backend.serve(server, run) as serving:
                     self._serve(serving, server, run)
-            except HarnessError as error:
+            except Exception as error:
+                # Also what nobody thought of: the other servers still run.
                 for point in self._pending(server, run):
                     if point.id not in self._attempted:
                         self._fail(point, error)
@@ -150,14 +154,13 @@ class Runner:
                     point,
                     self.store.point_folder(point),
                 )
-            except (HarnessError, OSError) as error:
+            except Exception as error:
                 self._attempted.add(point.id)
                 try:
                     # What killed the server says more than a lost connection.
                     serving.check_alive()
                 except HarnessError as death:
-                    self._fail(point, death)
-                    return
+                    return self._fail(point, death)
                 self._fail(point, error)
                 continue
             seconds = time.monotonic() - started
@@ -176,8 +179,9 @@ class Runner:
 
     def _fail(self, point: Point, error: Exception) -> None:
         self._attempted.add(point.id)
-        self._write(point, 'failed', str(error))
-        self.say(f'{point.label}: failed: {error}')
+        reason = _describe(error)
+        self._write(point, 'failed', reason)
+        self.say(f'{point.label}: failed: {reason}')
 
     def _write(
         self,
@@ -248,6 +252,13 @@ class Runner:
         n_done = len(list(self._points('done')))
         self.say(f'{n_done} points done, {len(remaining)} remain')
         return not remaining
+
+
+def _describe(error: Exception) -> str:
+    """What went wrong; where, if nobody thought of it."""
+    if isinstance(error, HarnessError):
+        return str(error)
+    return f'{error!r}\n' + ''.join(traceback.format_exception(error))
 
 
 class _Pace:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Collection, Iterator, Mapping, Optional
 
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.point_format import POINT_FORMAT
 from benchmarks.inference.study.points import Point
 
-__all__ = ['FORMAT', 'Store']
+__all__ = ['Store']
 
-FORMAT = 'foundry_upcycle/serving_point/1'
 _ID = re.compile('[0-9a-f]{16}')
 
 
@@ -71,7 +71,7 @@ class Store:
             content: What else it says.
         """
         record = {
-            'format': FORMAT,
+            'format': POINT_FORMAT,
             'id': point.id,
             'config': point.config,
             'status': status,
@@ -89,11 +89,14 @@ class Store:
         os.replace(temporary, folder / 'point.json')
         self._read[point.id] = record
 
-    def keep_only(self, ids: Collection[str]) -> None:
+    def keep_only(self, ids: Collection[str]) -> list[str]:
         """Refuses measurements of another study; removes other remains.
 
         Args:
             ids: Of all points that the study may have.
+
+        Returns:
+            The ids that it removed: points of other settings that are not done.
 
         Raises:
             HarnessError: A point is done that the study doesn't have: the
@@ -116,6 +119,35 @@ class Store:
             remains.append(path)
         for path in remains:
             shutil.rmtree(path)
+        return [path.name for path in remains]
+
+    def check_machine(self, machine: Mapping[str, Any]) -> None:
+        """Refuses to add to what another machine, or engine, measured.
+
+        Args:
+            machine: This one.
+
+        Raises:
+            HarnessError: A done point's machine differs in more than the
+                memory that is free to use.
+        """
+        for path in sorted((self.folder / 'points').glob('*/point.json')):
+            record = _load(path)
+            if record['status'] != 'done':
+                continue
+            for key, value in machine.items():
+                # As JSON, where tuples are lists.
+                now = json.loads(json.dumps(value))
+                then = record['machine'].get(key)
+                if key != 'memory_gib' and then != now:
+                    raise HarnessError(
+                        f'machine.{key}',
+                        now,
+                        f'{path.parent.name} was measured with {then!r}: '
+                        'figures would not compare.',
+                        'go on where the study began, or name another folder '
+                        'in it.',
+                    )
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -146,7 +178,7 @@ class Store:
 def _load(path: Path) -> Mapping[str, Any]:
     try:
         record = json.loads(path.read_text())
-        if record['format'] != FORMAT:
+        if record['format'] != POINT_FORMAT:
             raise ValueError(f"its format is {record['format']!r}")
         return record
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -1,14 +1,18 @@
 """What a study YAML says, checked."""
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import yaml
-
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.study.section import (
+    REQUIRED,
+    Changed,
+    Section,
+    check_name,
+    load_yaml,
+)
 
 __all__ = [
     'Engine',
@@ -21,12 +25,9 @@ __all__ = [
     'read_study',
 ]
 
-# What names sizes, and so tables and folders.
-_NAME = re.compile(r'\w[\w.-]*')
 _DTYPES = ('bfloat16', 'float16', 'float32')
 _LOAD_FORMATS = ('dummy', 'real')
 _ROUTING_KINDS = ('uniform', 'zipf', 'recorded')
-_REQUIRED = object()
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Workload:
         warmup_requests: Sent before, and not measured.
         seconds: Requests arrive for so long at the least, so that faster
             arrivals are more requests; 0: all rates have ``requests``.
+        prompts: Lines ``{"prompt": [token ids]}``, from which prompts are
+            drawn; None: their tokens are random.
     """
 
     input_tokens: int
@@ -68,6 +71,7 @@ class Workload:
     requests: int
     warmup_requests: int
     seconds: float = 0.0
+    prompts: Optional[Path] = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Engine:
         tensor_parallel_size: Devices.
         kv_cache_gib: Memory for keys and values, GiB.
         max_num_seqs: Requests in a batch, at the most.
+        max_num_batched_tokens: Tokens in a batch, at the most.
     """
 
     dtype: str
@@ -116,6 +121,7 @@ class Engine:
     tensor_parallel_size: int = 1
     kv_cache_gib: Optional[float] = None
     max_num_seqs: Optional[int] = None
+    max_num_batched_tokens: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def read_study(path: Union[str, Path]) -> Study:
         HarnessError: It can't be read, lacks a key, or has one that is unknown
             or can't be used.
     """
-    section = _Section('', _load(Path(path)))
+    section = Section('', load_yaml(Path(path)))
     load_format = section.choice('load_format', _LOAD_FORMATS)
     study = Study(
         name=section.name('name'),
@@ -207,170 +213,7 @@ def read_study(path: Union[str, Path]) -> Study:
     return study
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, where YAML keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f'{key!r} stands there twice',
-                    node.start_mark,
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    fix = 'name a study YAML, such as benchmarks/inference/studies/smoke.yaml.'
-    try:
-        content = yaml.load(path.read_text(encoding='utf-8'), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problem = ' '.join(f"it can't be read ({error}).".split())
-        raise HarnessError('study', str(path), problem, fix) from error
-    if not isinstance(content, dict):
-        problem = 'it holds no mapping of keys to values.'
-        raise HarnessError('study', str(path), problem, fix)
-    return content
-
-
-class _Section:
-    """A mapping of a YAML; knows which keys were asked for."""
-
-    def __init__(self, prefix: str, content: Any):
-        if not isinstance(content, dict):
-            raise HarnessError(
-                prefix,
-                content,
-                'it is no mapping of keys to values.',
-                'write its keys indented below it.',
-            )
-        self.prefix = prefix
-        self.content = content
-        self.known: set[str] = set()
-
-    def key(self, key: str) -> str:
-        return f'{self.prefix}.{key}' if self.prefix else key
-
-    def inside(self, key: str) -> '_Section':
-        """The mapping under a key; empty where there is none."""
-        return _Section(self.key(key), self.take(key, dict, {}))
-
-    def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
-        """A value of a type; a bool is a number only to Python."""
-        self.known.add(key)
-        value = self.content.get(key)
-        if value is None and default is not _REQUIRED:
-            return default
-        is_bool = isinstance(value, bool)
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if not fits or is_bool != (kind is bool) or value in ('', [], {}):
-            raise HarnessError(
-                self.key(key),
-                value,
-                'it is missing, empty or of another type.',
-                f'set it to a {kind.__name__}.',
-            )
-        return value
-
-    def number(
-        self,
-        key: str,
-        kind: type,
-        minimum: float,
-        default: Any = _REQUIRED,
-    ) -> Any:
-        """A finite number; a float is above its minimum, an int may be it."""
-        value = self.take(key, kind, default)
-        if value is default:
-            return value
-        above = value > minimum if kind is float else value >= minimum
-        if not above or not math.isfinite(value):
-            words = 'above' if kind is float else 'of at least'
-            raise HarnessError(
-                self.key(key),
-                value,
-                'it is out of range.',
-                f'set it to a number {words} {minimum}.',
-            )
-        return kind(value)
-
-    def choice(self, key: str, choices: tuple[str, ...]) -> str:
-        value = self.take(key, str)
-        if value not in choices:
-            raise HarnessError(
-                self.key(key),
-                value,
-                'there is no such choice.',
-                f"set it to {' or '.join(choices)}.",
-            )
-        return value
-
-    def name(self, key: str) -> str:
-        value = self.take(key, str)
-        _check_name(self.key(key), value)
-        return value
-
-    def distinct(self, key: str, kind: type) -> tuple[Any, ...]:
-        """A list of whole numbers from 1 on, or of names; each once."""
-        values = self.take(key, list)
-        for value in values:
-            if kind is str:
-                _check_name(self.key(key), value)
-            elif not isinstance(value, int) or isinstance(value,
-                                                          bool) or value < 1:
-                raise HarnessError(
-                    self.key(key),
-                    value,
-                    'it is no whole number from 1 on.',
-                    'write a list such as [1, 2].',
-                )
-            if values.count(value) > 1:
-                raise HarnessError(
-                    self.key(key),
-                    value,
-                    'it stands there twice.',
-                    'write it once.',
-                )
-        return tuple(values)
-
-    def refuse_others(self) -> None:
-        for key, value in self.content.items():
-            if key not in self.known:
-                raise HarnessError(
-                    self.key(str(key)),
-                    value,
-                    'there is no such setting.',
-                    f"remove it; there are {', '.join(sorted(self.known))}.",
-                )
-
-
-class _Changed(_Section):
-    """A mapping of the study with what a size sets in it."""
-
-    def __init__(self, base: _Section, changes: _Section):
-        super().__init__(base.prefix, {**base.content, **changes.content})
-        self.changes = changes
-
-    def key(self, key: str) -> str:
-        if key in self.changes.content:
-            return self.changes.key(key)
-        return super().key(key)
-
-
-def _check_name(key: str, name: Any) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise HarnessError(
-            key,
-            name,
-            'it can not name anything.',
-            'use letters, digits, _, - and ., and put a number in quotes.',
-        )
-
-
-def _routing(section: _Section, load_format: str) -> Optional[Routing]:
+def _routing(section: Section, load_format: str) -> Optional[Routing]:
     part = section.inside('routing')
     if load_format == 'real':
         if part.content:
@@ -387,28 +230,20 @@ def _routing(section: _Section, load_format: str) -> Optional[Routing]:
         exponent = part.number('exponent', float, 0)
         routing = replace(routing, exponent=exponent)
     elif kind == 'recorded':
-        file = Path(part.take('file', str))
+        file = _file(part, 'file', REQUIRED, 'holds {"shares": [[...], ...]}')
         routing = replace(routing, file=file)
-        if not file.is_file():
-            raise HarnessError(
-                'routing.file',
-                str(file),
-                'there is no such file.',
-                'name a JSON {"shares": [[...], ...]}, relative to the '
-                'working folder.',
-            )
     part.refuse_others()
     return routing
 
 
-def _sizes(section: _Section, load_format: str) -> tuple[Size, ...]:
+def _sizes(section: Section, load_format: str) -> tuple[Size, ...]:
     sizes = section.take('sizes', dict)
     read = []
     for name, content in sizes.items():
-        _check_name('sizes', name)
-        size = _Section(f'sizes.{name}', content)
+        check_name('sizes', name)
+        size = Section(f'sizes.{name}', content)
         workload, rates, engine = (
-            _Changed(section.inside(key), size.inside(key))
+            Changed(section.inside(key), size.inside(key))
             for key in ('workload', 'rates', 'engine')
         )
         dense, moe = size.inside('dense'), size.inside('moe')
@@ -425,10 +260,11 @@ def _sizes(section: _Section, load_format: str) -> tuple[Size, ...]:
         )
         size.refuse_others()
         _check_length(read[-1], engine)
+        _check_unbounded(read[-1], engine)
     return tuple(read)
 
 
-def _check_length(size: Size, engine: _Section) -> None:
+def _check_length(size: Size, engine: Section) -> None:
     length = size.workload.input_tokens + size.workload.output_tokens
     if length > size.engine.max_model_len:
         raise HarnessError(
@@ -439,13 +275,43 @@ def _check_length(size: Size, engine: _Section) -> None:
         )
 
 
-def _folder(section: _Section) -> Path:
+def _check_unbounded(size: Size, engine: Section) -> None:
+    if size.rates.unbounded and size.engine.max_num_seqs is None:
+        raise HarnessError(
+            engine.key('max_num_seqs'),
+            None,
+            'the unbounded rate is measured in whole batches of so many.',
+            'set it, or set rates.unbounded: false.',
+        )
+
+
+def _file(
+    section: Section,
+    key: str,
+    default: Any,
+    what: str,
+) -> Optional[Path]:
+    """A file that is there; of what it ``what``."""
+    name = section.take(key, str, default)
+    if name is None:
+        return None
+    if not Path(name).is_file():
+        raise HarnessError(
+            section.key(key),
+            name,
+            'there is no such file.',
+            f'name one that {what}, relative to the working folder.',
+        )
+    return Path(name)
+
+
+def _folder(section: Section) -> Path:
     folder = Path(section.take('folder', str))
     section.refuse_others()
     return folder
 
 
-def _experts(section: _Section) -> tuple[int, ...]:
+def _experts(section: Section) -> tuple[int, ...]:
     if isinstance(section.content.get('experts'), int):
         section.content = {
             **section.content,
@@ -456,7 +322,7 @@ def _experts(section: _Section) -> tuple[int, ...]:
     return experts
 
 
-def _shape(section: _Section) -> Shape:
+def _shape(section: Section) -> Shape:
     keys = Shape.__dataclass_fields__
     shape = Shape(**{key: section.number(key, int, 1) for key in keys})
     section.refuse_others()
@@ -474,19 +340,20 @@ def _shape(section: _Section) -> Shape:
     return shape
 
 
-def _workload(section: _Section) -> Workload:
+def _workload(section: Section) -> Workload:
     workload = Workload(
         input_tokens=section.number('input_tokens', int, 1),
         output_tokens=section.number('output_tokens', int, 1),
         requests=section.number('requests', int, 2),
         warmup_requests=section.number('warmup_requests', int, 1),
         seconds=section.number('seconds', float, 0, 0.0),
+        prompts=_file(section, 'prompts', None, 'tokenize_prompts.py wrote'),
     )
     section.refuse_others()
     return workload
 
 
-def _rates(section: _Section) -> Rates:
+def _rates(section: Section) -> Rates:
     rates = Rates(
         step=section.number('step', float, 0),
         start=section.number('start', float, 0),
@@ -505,7 +372,7 @@ def _rates(section: _Section) -> Rates:
     return rates
 
 
-def _engine(section: _Section) -> Engine:
+def _engine(section: Section) -> Engine:
     engine = Engine(
         dtype=section.choice('dtype', _DTYPES),
         max_model_len=section.number('max_model_len', int, 2),
@@ -513,6 +380,12 @@ def _engine(section: _Section) -> Engine:
         tensor_parallel_size=section.number('tensor_parallel_size', int, 1, 1),
         kv_cache_gib=section.number('kv_cache_gib', float, 0, None),
         max_num_seqs=section.number('max_num_seqs', int, 1, None),
+        max_num_batched_tokens=section.number(
+            'max_num_batched_tokens',
+            int,
+            1,
+            None,
+        ),
     )
     section.refuse_others()
     return engine

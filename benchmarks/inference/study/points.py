@@ -14,10 +14,13 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from benchmarks.inference.engine import variants
 from benchmarks.inference.engine.models import (
+    BYTES_PER_WEIGHT,
     config_of,
+    count_elements,
     describe_model_folder,
     weight_bytes,
 )
+from benchmarks.inference.engine.routing import check_recorded
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.study.config import Routing, Shape, Size, Study
 
@@ -26,6 +29,7 @@ __all__ = [
     'ServerSpec',
     'id_of',
     'list_servers',
+    'model_bytes_of',
     'points_of',
     'rounds',
     'routing_of',
@@ -56,6 +60,7 @@ class ServerSpec:
         top_k: Experts a token; 1 of a dense model.
         variant: Name of the overlay.
         config: All that it is started with.
+        prompts: SHA-256 of the file of its prompts; None: random tokens.
     """
 
     size: Size
@@ -64,6 +69,7 @@ class ServerSpec:
     top_k: int
     variant: str
     config: Mapping[str, Any] = field(hash=False)
+    prompts: Optional[str] = None
 
     @cached_property
     def id(self) -> str:
@@ -72,6 +78,11 @@ class ServerSpec:
     @property
     def is_dense(self) -> bool:
         return self.architecture == 'dense'
+
+    @cached_property
+    def engine(self) -> Mapping[str, Any]:
+        """The study's engine section, as the variant changes it."""
+        return variants.engine_of(self.variant, asdict(self.size.engine))
 
     @property
     def label(self) -> str:
@@ -107,7 +118,7 @@ class Point:
         """
         workload = self.server.size.workload
         if self.rate is None:
-            batch = self.server.size.engine.max_num_seqs or 1
+            batch = self.server.engine['max_num_seqs']
             n_batches = math.ceil(workload.requests / batch)
             return max(n_batches, _BATCHES) * batch
         # Not one more for the sake of 120.00000000000001.
@@ -132,6 +143,7 @@ class Point:
                 'output_tokens': workload.output_tokens,
                 'requests': self.n_requests,
                 'warmup_requests': workload.warmup_requests,
+                'prompts': self.server.prompts,
             },
         }
 
@@ -151,7 +163,8 @@ def list_servers(study: Study) -> tuple[ServerSpec, ...]:
 
     Raises:
         HarnessError: There is no such variant, a folder of real weights has
-            no config.json that can be read, or routing can't be.
+            no config.json of a mixture with K experts, or recorded routing is
+            not of a model's shape.
     """
     return tuple(
         server for size in study.sizes for variant in study.variants
@@ -161,6 +174,7 @@ def list_servers(study: Study) -> tuple[ServerSpec, ...]:
 
 def _servers(study: Study, size: Size, variant: str) -> Iterator[ServerSpec]:
     changes = variants.describe_variant(variant)
+    prompts = size.workload.prompts and _digest(size.workload.prompts)
     experts_only = variants.VARIANTS[variant].experts_only
     for architecture, experts, top_k in _models(study, size):
         is_dense = architecture == 'dense'
@@ -176,20 +190,35 @@ def _servers(study: Study, size: Size, variant: str) -> Iterator[ServerSpec]:
             'variant': variant,
             'changes': changes,
             'load_format': study.load_format,
-            'routing': None if is_dense else _routing(study.routing),
+            'routing': None if is_dense else _routing(study, size, experts),
             'engine': asdict(size.engine),
             'model': _model(size, experts, top_k),
             'parent': None if is_dense else _parent(size),
         }
-        yield ServerSpec(size, architecture, experts, top_k, variant, config)
+        yield ServerSpec(
+            size,
+            architecture,
+            experts,
+            top_k,
+            variant,
+            config,
+            prompts,
+        )
 
 
 def _models(study: Study, size: Size) -> Iterator[tuple[str, int, int]]:
-    """Architecture, experts, top-k; without more experts a token than there."""
+    """Architecture, experts, top-k: each K with each E that has as many."""
     yield 'dense', 1, 1
     numbers = size.moe
     if isinstance(numbers, Path):
         numbers = (_experts_in(numbers), )
+        if max(study.top_k) > numbers[0]:
+            raise HarnessError(
+                'top_k',
+                max(study.top_k),
+                f'{size.moe} has {numbers[0]} experts.',
+                'lower it, or name another folder.',
+            )
     for experts in numbers:
         for top_k in study.top_k:
             if top_k <= experts:
@@ -215,10 +244,10 @@ def _model(size: Size, experts: int, top_k: int) -> dict[str, Any]:
     if isinstance(source, Path):
         try:
             return describe_model_folder(source)
-        except OSError:
+        except HarnessError:
             # Starting its server says what is missing.
             return {'folder': str(source), 'weight_bytes': None}
-    assert isinstance(size.dense, Shape)  # for pyright: as study.py checks
+    assert isinstance(size.dense, Shape)  # for pyright: as config.py checks
     return config_of(asdict(size.dense), experts, top_k, size.engine.dtype)
 
 
@@ -237,25 +266,51 @@ def routing_of(routing: Routing) -> dict[str, Any]:
     return words
 
 
-def _routing(routing: Optional[Routing]) -> Optional[dict[str, Any]]:
-    """With what identifies recorded shares."""
-    if routing is None:
+def _routing(
+    study: Study,
+    size: Size,
+    experts: int,
+) -> Optional[dict[str, Any]]:
+    """With what identifies recorded shares, which are of the model's shape."""
+    if study.routing is None:
         return None
-    words = routing_of(routing)
-    if routing.file is not None:
-        digest = hashlib.sha256(routing.file.read_bytes())
-        words['sha256'] = digest.hexdigest()
+    words = routing_of(study.routing)
+    file = study.routing.file
+    if file is not None:
+        assert isinstance(size.dense, Shape)  # for pyright: see config.py
+        check_recorded(file, size.dense.n_layers, experts)
+        words['sha256'] = _digest(file)
     return words
 
 
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def model_bytes_of(server: ServerSpec) -> Optional[int]:
+    """Of the weights in the engine's dtype; None: real ones are missing."""
+    size = server.size
+    dtype = size.engine.dtype
+    if isinstance(size.dense, Shape):
+        return weight_bytes(asdict(size.dense), server.experts, dtype)
+    source = size.dense if server.is_dense else size.moe
+    assert isinstance(source, Path)  # for pyright: as config.py checks
+    try:
+        return count_elements(source) * BYTES_PER_WEIGHT[dtype]
+    except HarnessError:
+        return None
+
+
 def weight_bytes_of(server: ServerSpec) -> Optional[int]:
-    """Of weights that no variant quantises; None: real ones are missing."""
-    dense = server.size.dense
-    if isinstance(dense, Shape):
-        dtype = server.size.engine.dtype
-        return weight_bytes(asdict(dense), server.experts, dtype)
-    files = server.config['model']['weight_bytes']
-    return files and sum(files.values())
+    """Bytes of weights on one device, as matrices are split over devices.
+
+    Returns:
+        None where real ones are missing, or a variant holds others.
+    """
+    total = model_bytes_of(server)
+    if total is None or variants.VARIANTS[server.variant].other_weights:
+        return None
+    return total // server.engine['tensor_parallel_size']
 
 
 def points_of(

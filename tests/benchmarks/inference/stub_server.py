@@ -6,7 +6,7 @@ It has a child, as vLLM has its engine, and ends it when it ends. MODE:
 
 - ``answers``: as it should.
 - ``deaf``: answers, and does not react to SIGTERM.
-- ``silent``: never answers.
+- ``stuck``: answers, but does not say what it counts.
 - ``rejects``, ``dies``, ``no port``: end before they answer, with what vLLM
   then writes.
 - ``dies later``: ends as soon as it has answered.
@@ -30,6 +30,8 @@ METRICS = (RECORDED / 'metrics_after.txt').read_bytes()
 class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
+        if sys.argv[1] == 'stuck' and self.path == '/metrics':
+            time.sleep(600)
         self.send_response(200)
         self.end_headers()
         self.wfile.write(METRICS if self.path == '/metrics' else b'')
@@ -59,8 +61,6 @@ def main(mode: str, port: str) -> None:
         fail('no_weights.log', 1)
     if mode == 'no port':
         fail('port.log', 1)
-    if mode == 'silent':
-        time.sleep(600)
     address = ('127.0.0.1', int(port))
     http.server.ThreadingHTTPServer(address, Handler).serve_forever()
 

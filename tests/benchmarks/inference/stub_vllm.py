@@ -1,11 +1,18 @@
 r"""Behaves like the command ``vllm``, without a model.
 
-``serve`` answers on its port, counts nothing, and notes K as the plugin does.
-``bench serve`` writes what a server of one request a 20th of a second gives.
+``serve`` answers on its port, counts tokens, and records K and routed tokens as
+the plugin does. ``bench serve`` sends prompts, and writes what a server of one
+request a 20th of a second gives.
 
-The variable STUB_VLLM says what goes wrong: ``cached``: prompts are found in
-the cache; ``other k``: the engine takes no notice of K; ``dies``: the server
-does at its first load; ``rejects``: it does not start.
+The variable STUB_VLLM says what goes wrong:
+
+- ``rejects``: it does not start; ``dies``: it does at its first load.
+- ``cold``: it answers no request; ``busy``: nor is it ever at rest.
+- ``cached``: prompts are found in the cache; ``other tokens``: it counts one
+  too many.
+- ``other k``, ``other layers``, ``other experts``: the engine builds them.
+- ``past the tables``: it routes without the plugin.
+- ``slow client``: the tool takes a tenth longer to send.
 """
 
 import argparse
@@ -17,6 +24,7 @@ import sys
 import threading
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 __all__ = ['main']
 
@@ -24,22 +32,46 @@ TROUBLE = os.environ.get('STUB_VLLM')
 METRICS = """\
 vllm:prefix_cache_hits_total{{engine="0"}} {hits}
 vllm:num_preemptions_total{{engine="0"}} 3.0
+vllm:prompt_tokens_total{{engine="0"}} {prompt}
+vllm:generation_tokens_total{{engine="0"}} {output}
+vllm:num_requests_running{{engine="0"}} {running}
 vllm:cache_config_info{{kv_cache_size_tokens="4096"}} 1.0
+"""
+LOG = """\
+(Worker pid=1) INFO 01-01 00:00:00 [omp.py:185] local_rank=0, core ids=[0, 2]
 """
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    n_metrics = 0
+    lock = threading.Lock()
+    prompt = output = routed = 0
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
         if self.path == '/metrics':
-            hits = 16 * Handler.n_metrics if TROUBLE == 'cached' else 0
-            Handler.n_metrics += 1
-            self.wfile.write(METRICS.format(hits=hits).encode())
+            text = METRICS.format(
+                hits=Handler.prompt if TROUBLE == 'cached' else 0,
+                prompt=Handler.prompt,
+                output=Handler.output,
+                running=int(TROUBLE == 'busy'),
+            )
+            self.wfile.write(text.encode())
         if self.path == '/die':
             threading.Timer(0.1, os._exit, [7]).start()
+
+    def do_POST(self) -> None:
+        size = int(self.headers['Content-Length'])
+        asked = json.loads(self.rfile.read(size))
+        self.send_response(500 if TROUBLE == 'cold' else 200)
+        self.end_headers()
+        prompt, output = len(asked['prompt']), asked['max_tokens']
+        with Handler.lock:
+            Handler.prompt += prompt + (TROUBLE == 'other tokens')
+            Handler.output += output
+            Handler.routed += prompt + output - 1
+        usage = {'usage': {'completion_tokens': output}}
+        self.wfile.write(json.dumps(usage).encode())
 
 
 def serve(flags: list[str]) -> None:
@@ -50,17 +82,27 @@ def serve(flags: list[str]) -> None:
     if TROUBLE == 'rejects':
         print('vllm: error: unrecognized arguments: --fast', file=sys.stderr)
         sys.exit(2)
+    print(LOG, flush=True)
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     if args.hf_overrides:
-        k = args.hf_overrides['num_experts_per_tok']
-        seen = {
-            'top_k': [1 if TROUBLE == 'other k' else k] * 2,
-            'experts': [8, 8],
-            'tokens': [100, 100],
-        }
-        Path(os.environ['SERVING_ROUTING_LOG']).write_text(json.dumps(seen))
+        record(args.hf_overrides['num_experts_per_tok'])
     address = ('127.0.0.1', args.port)
     http.server.ThreadingHTTPServer(address, Handler).serve_forever()
+
+
+def record(top_k: int) -> None:
+    # On the path of servers alone.
+    from simulated_routing.record import Record
+
+    written = Record(Path(os.environ['SERVING_ROUTING_LOG']))
+    layers = 3 if TROUBLE == 'other layers' else 2
+    for _ in range(layers):
+        written.add_layer(
+            1 if TROUBLE == 'other k' else top_k,
+            4 if TROUBLE == 'other experts' else 8,
+        )
+    is_past = TROUBLE == 'past the tables'
+    written.answer(lambda: [0 if is_past else Handler.routed] * layers)
 
 
 def bench(flags: list[str]) -> None:
@@ -76,10 +118,15 @@ def bench(flags: list[str]) -> None:
     if TROUBLE == 'dies':
         urllib.request.urlopen(f'{args.base_url}/die').close()
         raise ConnectionError('no answer')
-    rows = args.dataset_path.read_text().splitlines()
-    lengths = [len(json.loads(row)['prompt']) for row in rows]
-    n = args.num_prompts
-    starts = [5 + k / args.request_rate for k in range(n)]
+    lengths, n = [], args.num_prompts
+    for row in args.dataset_path.read_text().splitlines()[:n]:
+        body = {**json.loads(row), **args.extra_body}
+        send(args.base_url, body)
+        lengths.append(len(body['prompt']))
+    rate = args.request_rate / (1.1 if TROUBLE == 'slow client' else 1)
+    # As the tool: the last request is sent n / rate after it begins.
+    began = 5.0
+    starts = [began + (k + 1) / rate for k in range(n)]
     free, latencies = 0.0, []
     for start in starts:
         free = max(free, start) + 0.05
@@ -87,7 +134,8 @@ def bench(flags: list[str]) -> None:
     result = {
         'completed': n,
         'errors': [''] * n,
-        'input_lens': lengths[:n],
+        'duration': free - began,
+        'input_lens': lengths,
         'output_lens': [args.extra_body['max_tokens']] * n,
         'start_times': starts,
         'latencies': latencies,
@@ -96,6 +144,11 @@ def bench(flags: list[str]) -> None:
     }
     path = args.result_dir / args.result_filename
     path.write_text(json.dumps(result))
+
+
+def send(url: str, body: dict[str, Any]) -> None:
+    content = json.dumps(body).encode()
+    urllib.request.urlopen(f'{url}/v1/completions', content).close()
 
 
 def main(*words: str) -> None:

@@ -1,15 +1,15 @@
 """The real engine, on tiny models of dummy weights."""
 
 import json
+import os
 import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from tiny_serving import write_study
 
 from benchmarks.inference.engine.load import BenchResult, run_load
 from benchmarks.inference.engine.machine import this_machine
@@ -18,13 +18,14 @@ from benchmarks.inference.engine.metrics import (
     facts_of_log,
     kv_cache_tokens,
 )
-from benchmarks.inference.engine.models import write_model_folder
-from benchmarks.inference.engine.prompts import write_prompts
+from benchmarks.inference.engine.models import weight_bytes, write_model_folder
+from benchmarks.inference.engine.prompts import random_prompts, write_prompts
 from benchmarks.inference.engine.routing import (
     ObservedRouting,
+    drawn_shares,
     expert_shares,
     inclusion,
-    read_observed,
+    observe,
     routing_environment,
     write_routing,
 )
@@ -35,7 +36,11 @@ from benchmarks.inference.engine.server import (
     serve_command,
     server_environment,
 )
+from benchmarks.inference.engine.warmup import warm_up
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.run import measure
+from benchmarks.inference.run.runner import Runner
+from benchmarks.inference.study.config import read_study
 
 pytestmark = pytest.mark.vllm
 
@@ -67,7 +72,8 @@ class Measured(NamedTuple):
     result: BenchResult
     before: str
     after: str
-    observed: ObservedRouting
+    routed: tuple[ObservedRouting, ObservedRouting]
+    shares: list[list[float]]
 
 
 @pytest.fixture(scope='module')
@@ -83,6 +89,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     environment = server_environment(routing_environment(folder))
     log = folder / 'server.log'
     with Server(command, port, log, environment, 300) as server:
+        warm_up(server.url, random_prompts(2, 100, 512, SEED), 24, 300)
+        routed = observe(folder)
         before = server.metrics()
         result = run_load(
             [str(vllm), 'bench', 'serve'],
@@ -95,14 +103,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
             input_tokens=100,
             output_tokens=24,
             seed=SEED,
-            warmups=2,
             environment=server_environment({}),
             timeout_s=300,
         )
         after = server.metrics()
-    observed = read_observed(folder)
-    assert observed is not None
-    yield Measured(server, result, before, after, observed)
+        routed = routed, observe(folder)
+    shares = drawn_shares(folder, *routed, 20 * 123)
+    yield Measured(server, result, before, after, routed, shares)
 
 
 def test_requests(measured: Measured):
@@ -116,9 +123,8 @@ def test_requests(measured: Measured):
 
 def test_what_the_server_counted(measured: Measured):
     counted = count_between(measured.before, measured.after)
-    # With two for warming up.
-    assert counted.prompt_tokens == 22 * 100
-    assert counted.output_tokens == 22 * 24
+    assert counted.prompt_tokens == 20 * 100
+    assert counted.output_tokens == 20 * 24
     assert counted.prefix_cache_hits == 0
     assert counted.preemptions == 0
     assert counted.spec_drafted is None
@@ -135,16 +141,14 @@ def test_what_the_engine_says(measured: Measured):
 
 
 def test_routing(measured: Measured):
-    observed = measured.observed
-    assert observed.top_k == (2, 2)
-    assert observed.experts == (8, 8)
-    # All but what passed after the last record; both layers see each token.
-    first, second = observed.tokens
-    assert first == second
-    assert 22 * 100 * 0.5 < first <= 22 * (100 + 24)
+    before, after = measured.routed
+    assert after.top_k == (2, 2)
+    assert after.experts == (8, 8)
+    # Of each request all but the last token; two were sent before.
+    assert before.tokens == (2 * 123, 2 * 123)
+    assert after.tokens == (22 * 123, 22 * 123)
     shares = expert_shares(ZIPF, 2, 8, SEED)
-    assert observed.shares is not None
-    assert np.array(observed.shares) == pytest.approx(shares, abs=0.03)
+    assert np.array(measured.shares) == pytest.approx(shares, abs=0.03)
 
 
 @pytest.mark.parametrize('top_k', [1, 2, 4])
@@ -184,34 +188,91 @@ def test_compiled_models_are_routed_too(tmp_path: Path):
     environment = server_environment(routing_environment(tmp_path))
     log = tmp_path / 'server.log'
     with Server(command, port, log, environment, 600) as server:
-        # Its record is at most twice a second, and after a second token.
-        first = complete(server.url, 8)
-        time.sleep(1)
-        complete(server.url, 8)
-    assert first == 8
-    observed = read_observed(tmp_path)
-    assert observed is not None
-    # One prompt of 4 tokens, and 7 of its answer: the last is not read.
-    assert observed.tokens[0] >= 4 + 7
-    assert observed.tokens[0] == observed.tokens[1]
+        warm_up(server.url, [[5, 6, 7, 8]], 8, 120)
+        first = observe(tmp_path)
+        warm_up(server.url, [[5, 6, 7, 8]], 8, 120)
+        second = observe(tmp_path)
+    # Of 12 tokens the last is not read.
+    assert [b - a for a, b in zip(first.tokens, second.tokens)] == [11, 11]
 
 
-def complete(url: str, n: int) -> int:
-    """Asks for n tokens, returns how many came."""
-    body = {
-        'model': 'model',
-        'prompt': [5, 6, 7, 8],
-        'max_tokens': n,
-        'ignore_eos': True,
-        'detokenize': False,
-    }
-    request = urllib.request.Request(
-        f'{url}/v1/completions',
-        json.dumps(body).encode(),
-        {'Content-Type': 'application/json'},
+def test_a_study_from_start_to_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    path = write_study(
+        tmp_path,
+        [
+            ('folder', str(tmp_path / 'out')),
+            ('runs', 1),
+            ('top_k', [2]),
+            ('sizes tiny dense', SHAPE),
+            ('engine', {
+                **ENGINE, 'max_num_seqs': 8
+            }),
+            ('rates', {
+                'step': 10,
+                'start': 10,
+                'stop': 10
+            }),
+            (
+                'workload',
+                {
+                    'input_tokens': 64,
+                    'output_tokens': 16,
+                    'requests': 24,
+                    'warmup_requests': 2,
+                },
+            ),
+        ],
     )
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)['usage']['completion_tokens']
+    study = read_study(path)
+    monkeypatch.setattr(measure, 'find_vllm', lambda: VLLM)
+    backend = measure.VllmBackend(study)
+    assert Runner(study, backend, full_grid=True).run()
+    records = [
+        json.loads(file.read_text())
+        for file in tmp_path.glob('out/points/*/point.json')
+    ]
+    found = {(r['config']['architecture'], r['config']['rate']): r
+             for r in records}
+    assert set(found) == {(a, r) for a in ('dense', 'moe') for r in (10, None)}
+    cores = found['dense', None]['engine']['cpu_cores']
+    assert cores and set(cores) <= os.sched_getaffinity(0)
+    for (architecture, _), record in found.items():
+        folder = tmp_path / 'out/points' / record['id']
+        counted = count_between(
+            (folder / 'metrics_before.txt').read_text(),
+            (folder / 'metrics_after.txt').read_text(),
+        )
+        assert counted.prompt_tokens == 24 * 64
+        assert counted.output_tokens == 24 * 16
+        log = (folder / 'server.log').read_text()
+        assert log.count('POST /v1/completions') == 24 + 2
+        assert 'Initializing a V1 LLM engine' not in log
+        engine, is_moe = record['engine'], architecture == 'moe'
+        assert engine['cpu_cores'] == cores
+        assert engine['devices'] == 1
+        assert engine['top_k_checked'] == (2 if is_moe else None)
+        experts = 8 if is_moe else 1
+        assert engine['weight_bytes'] == weight_bytes(SHAPE, experts)
+        if is_moe:
+            shares = np.array(record['expert_load']['shares'])
+            # 1896 tokens: 0.025 are 5 standard deviations.
+            assert shares.shape == (2, 8)
+            assert shares == pytest.approx(1 / 8, abs=0.025)
+        else:
+            assert record['expert_load'] is None
+
+    started = []
+
+    def serve(*server: object) -> None:
+        started.append(server)
+        raise HarnessError('server', 'vllm', 'started.', 'do not.')
+
+    monkeypatch.setattr(backend, 'serve', serve)
+    assert Runner(study, backend, full_grid=True).run()
+    assert not started
 
 
 def fail(folder: Path, load_format: str, flags: list[str]) -> HarnessError:

@@ -17,6 +17,7 @@ from benchmarks.inference.report.summary import Summary
 
 __all__ = [
     'COLORS',
+    'MARKERS',
     'Drawing',
     'Look',
     'add_legend',
@@ -29,7 +30,7 @@ __all__ = [
 
 # Okabe and Ito's palette, told apart under every colour blindness.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-_MARKERS = 'osD^vP'
+MARKERS = 'osD^vP'
 # One more for each time that the colours have been used up.
 _LINES = ('-', '--', ':', '-.')
 _HATCHES = ('', '//', '..', 'xx')
@@ -71,7 +72,7 @@ class Look:
         place = self._places[arm]
         return {
             'color': COLORS[place % len(COLORS)],
-            'marker': _MARKERS[place % len(_MARKERS)],
+            'marker': MARKERS[place % len(MARKERS)],
             'linestyle': _LINES[place // len(COLORS) % len(_LINES)],
         }
 

@@ -18,7 +18,7 @@ __all__ = ['draw_percentiles']
 
 
 def draw_percentiles(look: Look, size: str) -> Optional[Drawing]:
-    """Shares of requests that are done within a time.
+    """Shares of requests in the steady state that are done within a time.
 
     Returns:
         None where models share no rate without saturation.
@@ -46,6 +46,7 @@ def draw_percentiles(look: Look, size: str) -> Optional[Drawing]:
                 linestyle='none',
             )
         axes.set_xlim(left=0)
+        axes.locator_params(axis='x', nbins=6)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel(f'{name} (s)')
         tidy(axes)
@@ -58,7 +59,8 @@ def draw_percentiles(look: Look, size: str) -> Optional[Drawing]:
         title,
         f'At {rates[-1]:g} requests/s, the highest rate that every model was '
         'measured at without saturation: which share of the requests of all '
-        'runs is done within a time. Markers: '
+        'runs is done within a time, without those that came before the '
+        'steady state. Markers: '
         f"{', '.join(f'{p} %' for p in PERCENTILES)}{summary.labelled}.",
         figure,
     )

@@ -58,7 +58,7 @@ def draw_latency(look: Look, size: str) -> Optional[Drawing]:
         'As Figures 2 and 3 of the paper: mean seconds of a request, against '
         'input and output tokens a second in the steady state, at rising '
         'rates of requests along each line. Means over runs, bars: 95 % both '
-        'ways. Hollow: saturated in at least one run, where latency is that '
+        'ways, cut where they leave the figure. Hollow: saturated in at least one run, where latency is that '
         'of a growing queue and depends on how long one measures. Without the '
         f'unbounded rate{look.summary.labelled}.',
         figure,
@@ -100,8 +100,8 @@ def draw_rates(look: Look, size: str) -> Optional[Drawing]:
         file_name('rates', size),
         f'{size}: offered and achieved requests',
         'Requests a second that were sent, and that were answered. A server '
-        'that keeps up is on the dashed diagonal. Means over runs, bars: 95 %; '
-        f'hollow: saturated in at least one run{look.summary.labelled}.',
+        'that keeps up is on the dashed diagonal. Means over runs, bars: 95 %, cut where they '
+        f'leave the figure; hollow: saturated in at least one run{look.summary.labelled}.',
         figure,
     )
 

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from benchmarks.inference.report.estimates import Estimate
 from benchmarks.inference.report.figures.look import (
     COLORS,
+    MARKERS,
     Drawing,
     Look,
     add_legend,
@@ -23,8 +24,6 @@ from benchmarks.inference.report.speculation import (
 )
 
 __all__ = ['draw_speculation']
-
-_MARKERS = 'osD^vP'
 
 
 def draw_speculation(look: Look, size: str) -> Optional[Drawing]:
@@ -42,11 +41,15 @@ def draw_speculation(look: Look, size: str) -> Optional[Drawing]:
     for index, arm in enumerate(dict.fromkeys(s.arm for s in found)):
         rows = [s for s in found if s.arm == arm]
         color = COLORS[index % len(COLORS)]
-        marker = _MARKERS[index % len(_MARKERS)]
+        marker = MARKERS[index % len(MARKERS)]
         accepted = [(s, s.acceptance) for s in rows if s.acceptance]
-        faster = [(s, s.speed_up) for s in rows if s.speed_up]
         _plot(panels[0], accepted, color, marker)
-        _plot(panels[1], faster, color, marker)
+        # Of latency and of throughput: no line from one to the other.
+        for is_saturated in (False, True):
+            faster = [(s, s.speed_up)
+                      for s in rows
+                      if s.speed_up and s.is_saturated == is_saturated]
+            _plot(panels[1], faster, color, marker)
         name = look.summary.name(size, arm)
         handles.append(Line2D([], [], color=color, marker=marker, label=name), )
     panels[0].set_ylim(0, 1)
@@ -54,7 +57,7 @@ def draw_speculation(look: Look, size: str) -> Optional[Drawing]:
     panels[1].axhline(1, color='black', linewidth=1, linestyle='--')
     panels[1].set_ylabel('speed-up (1 = without drafts)')
     for axes in panels:
-        axes.set_xlabel('requests per second')
+        axes.set_xlabel('offered (requests per second)')
         tidy(axes)
     handles.append(
         Line2D(

@@ -52,8 +52,9 @@ def draw_throughput(look: Look) -> Optional[Drawing]:
     bars = _place(maxima, n_most)
     _plot_throughput(upper, look, bars, _FILLED / n_most)
     has_paper = _plot_drops(lower, look, bars, _FILLED / n_most)
+    names = [_size_name(look, size) for size in maxima]
     for axes in (upper, lower):
-        axes.set_xticks(range(len(maxima)), maxima)
+        axes.set_xticks(range(len(maxima)), names)
         axes.set_xlim(-0.6, len(maxima) - 0.4)
         tidy(axes)
         axes.grid(visible=False, axis='x')
@@ -73,6 +74,19 @@ def draw_throughput(look: Look) -> Optional[Drawing]:
         f'{summary.labelled}.',
         figure,
     )
+
+
+def _size_name(look: Look, size: str) -> str:
+    """Of a group of bars, with its devices where they differ."""
+    n_devices = {
+        n: look.summary.devices(n,
+                                look.summary.arms(n)[0])
+        for n in look.summary.sizes
+        if look.summary.arms(n)
+    }
+    if len(set(n_devices.values())) == 1:
+        return size
+    return f'{size}\ndevices: {n_devices[size]}'
 
 
 def _place(
@@ -130,7 +144,8 @@ def _plot_drops(
             )
             paper = paper_model(size, arm)
             if paper and paper.drop is not None:
-                axes.plot(x, 100 * paper.drop, **_PAPER)
+                # Beside the interval, not on it.
+                axes.plot(x - width / 4, 100 * paper.drop, **_PAPER)
                 has_paper = True
     axes.axhline(0, color='black', linewidth=0.8)
     axes.set_ylabel('drop against dense (%)')

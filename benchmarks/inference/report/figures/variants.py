@@ -1,6 +1,6 @@
 """How much of the gap to the dense model each variant closes."""
 
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,23 +15,13 @@ from benchmarks.inference.report.figures.look import (
     file_name,
     tidy,
 )
-from benchmarks.inference.report.gaps import Gap, find_gaps
+from benchmarks.inference.report.gaps import Gap, find_gaps, throughput_name
 
 __all__ = ['draw_variants']
 
-# Attribute of a gap -> how it is drawn, and how far from its row.
-_MEASURES: Mapping[str, tuple[dict[str, Any], float]] = {
-    'latency': ({
-        'color': COLORS[0],
-        'marker': 'o',
-        'label': 'latency at a low rate',
-    }, -0.12),
-    'throughput': ({
-        'color': COLORS[1],
-        'marker': 's',
-        'label': 'maximum throughput',
-    }, 0.12),
-}
+# How gaps are drawn, and how far from their rows.
+_LATENCY = {'color': COLORS[0], 'marker': 'o'}, -0.12
+_THROUGHPUT = {'color': COLORS[1], 'marker': 's'}, 0.12
 
 
 def draw_variants(look: Look, size: str) -> Optional[Drawing]:
@@ -46,13 +36,14 @@ def draw_variants(look: Look, size: str) -> Optional[Drawing]:
     ]
     if not gaps:
         return None
+    throughput = f'maximum {throughput_name(gaps)}'
     figure = Figure(
         figsize=(7.2, 2 + 0.45 * len(gaps)),
         layout='constrained',
     )
     axes = figure.subplots()
-    for name, (style, apart) in _MEASURES.items():
-        _plot(axes, [getattr(gap, name) for gap in gaps], style, apart)
+    _plot(axes, [gap.latency for gap in gaps], *_LATENCY)
+    _plot(axes, [gap.throughput for gap in gaps], *_THROUGHPUT)
     axes.axvline(0, color='black', linewidth=1)
     axes.axvline(100, color='black', linewidth=1, linestyle='--')
     axes.set_yticks(range(len(gaps)), [_name(look, gap) for gap in gaps])
@@ -63,15 +54,18 @@ def draw_variants(look: Look, size: str) -> Optional[Drawing]:
     add_legend(
         figure,
         [
-            Line2D([], [], **style, linestyle='none')
-            for style, _ in _MEASURES.values()
+            Line2D([], [], **style, linestyle='none', label=label)
+            for (style, _), label in (
+                (_LATENCY, 'latency at a low rate'),
+                (_THROUGHPUT, throughput),
+            )
         ],
     )
     return Drawing(
         file_name('variants', size),
         f'{size}: variants',
         '(variant - base) / (dense - base), of mean latency at the lowest rate '
-        'that the three keep up with, and of maximum throughput. 0 (solid) '
+        f'that the three keep up with, and of {throughput}. 0 (solid) '
         'closes nothing, 100 % (dashed) serves like the dense model, beyond '
         'it is better than that, left of 0 is worse than without the variant. '
         f'Bars: 95 % over runs{look.summary.labelled}.',
@@ -80,7 +74,8 @@ def draw_variants(look: Look, size: str) -> Optional[Drawing]:
 
 
 def _name(look: Look, gap: Gap) -> str:
-    return f'{gap.variant}, {look.summary.name(gap.size, gap.arm.base)}'
+    name = f'{gap.variant}, {look.summary.name(gap.size, gap.arm.base)}'
+    return f'{name}, {gap.devices} devices' if gap.is_per_device else name
 
 
 def _plot(

@@ -36,7 +36,6 @@ def run(
         'input_tokens': 64,
         'output_tokens': 16,
         'seed': 17,
-        'warmups': 3,
         'environment': {},
         'timeout_s': 60,
         **changes,
@@ -66,6 +65,34 @@ def test_failed_requests_are_fatal(tmp_path: Path):
     problem = '2 of 2 requests failed, the first: .*Cannot connect to host'
     with pytest.raises(HarnessError, match=problem):
         run(tmp_path, RECORDED / 'bench_failed.json', n=2)
+
+
+@pytest.mark.parametrize('rate', [4.15, math.inf])
+def test_arrivals_on_time(tmp_path: Path, rate: float):
+    # Asked for 12 / 4 s, the tool took 3.0016 s; 4 % more are fine.
+    assert len(run(tmp_path, rate=rate).start_s) == 12
+
+
+def test_a_slow_client_is_fatal(tmp_path: Path):
+    # As if 2.86 s had been asked for.
+    problem = 'rate=4.2: the client sent its 12 requests in 3.00 s, not in 2.86'
+    with pytest.raises(HarnessError, match=problem):
+        run(tmp_path, rate=4.2)
+
+
+@pytest.mark.parametrize(
+    ('content', 'problem'),
+    [
+        ('{"completed":', 'bench.json.*JSONDecodeError'),
+        ('{"completed": 12}', "bench.json.*KeyError.'input_lens'"),
+        ('[]', 'bench.json.*TypeError'),
+    ],
+)
+def test_results_of_another_tool(tmp_path: Path, content: str, problem: str):
+    recorded = tmp_path / 'other.json'
+    recorded.write_text(content)
+    with pytest.raises(HarnessError, match=problem):
+        run(tmp_path, recorded)
 
 
 def test_missing_requests_are_fatal(tmp_path: Path):
@@ -122,12 +149,12 @@ def flag(command: list[str], name: str) -> str:
 def test_bench_command(tmp_path: Path):
     command = bench_command(['vllm', 'bench', 'serve'], 'http://h', tmp_path,
                             tmp_path / 'p.jsonl', tmp_path / 'bench.json', 40,
-                            math.inf, 16, 5, 2)
+                            math.inf, 16, 5)
     assert flag(command, '--request-rate') == 'inf'
-    assert flag(command, '--num-warmups') == '2'
+    assert flag(command, '--num-warmups') == '0'
     assert flag(command, '--temperature') == '1.0'
     assert json.loads(flag(command, '--extra-body'))['max_tokens'] == 16
     assert '--ignore-eos' in command
     bounded = bench_command([], '', tmp_path, tmp_path, tmp_path / 'b', 40, 0.3,
-                            16, 5, 2)
+                            16, 5)
     assert flag(bounded, '--request-rate') == '0.3'

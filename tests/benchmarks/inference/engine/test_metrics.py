@@ -1,5 +1,6 @@
 """Recorded texts of ``/metrics`` and logs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,14 @@ import pytest
 from benchmarks.inference.engine.metrics import (
     Counters,
     EngineFacts,
+    check_counters,
     count_between,
     facts_of_log,
+    is_idle,
     kv_cache_tokens,
     parse_metrics,
 )
+from benchmarks.inference.errors import HarnessError
 
 RECORDED = Path(__file__).parents[1] / 'recorded'
 BEFORE = (RECORDED / 'metrics_before.txt').read_text()
@@ -41,9 +45,6 @@ def test_count_between():
         output_tokens=15 * 16,
         spec_drafted=405,
         spec_accepted=98,
-        running=0,
-        waiting=0,
-        kv_cache_usage=0.0,
     )
     assert count_between(AFTER, AFTER).output_tokens == 0
 
@@ -53,7 +54,30 @@ def test_what_a_server_does_not_count_is_not_0():
     counted = count_between(BEFORE, '\n'.join(lines))
     assert counted.spec_drafted is None
     assert counted.preemptions == 0
-    assert count_between('', '').running is None
+
+
+def test_is_idle():
+    assert is_idle(AFTER)
+    assert is_idle('')
+    for name in ('running', 'waiting'):
+        metric = f'vllm:num_requests_{name}{{engine="0",model_name="model"}}'
+        assert f'{metric} 0.0' in AFTER
+        assert not is_idle(AFTER.replace(f'{metric} 0.0', f'{metric} 1.0'))
+
+
+def test_check_counters():
+    counters = count_between(BEFORE, AFTER)
+    check_counters(counters, 15, 64, 16)
+    check_counters(count_between('', ''), 15, 64, 16)
+    with pytest.raises(HarnessError,
+                       match='prompt_tokens=960: .* than the 896'):
+        check_counters(counters, 14, 64, 16)
+    with pytest.raises(HarnessError,
+                       match='output_tokens=240: .* than the 225'):
+        check_counters(counters, 15, 64, 15)
+    cached = replace(counters, prefix_cache_hits=1)
+    with pytest.raises(HarnessError, match='prefix_cache_hits=1: tokens of'):
+        check_counters(cached, 15, 64, 16)
 
 
 def test_kv_cache_tokens():
@@ -73,6 +97,11 @@ def test_facts_of_log():
         tuned_config=None,
         cpu_cores=(0, ),
     )
+
+
+def test_the_cores_of_all_ranks():
+    log = 'local_rank=0, core ids=[0, 2]\nlocal_rank=1, core ids=[5, 3]\n'
+    assert facts_of_log(log).cpu_cores == (0, 2, 3, 5)
 
 
 # What vLLM 0.32 writes on a GPU, by its sources: these lines are not recorded.

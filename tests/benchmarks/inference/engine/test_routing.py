@@ -1,28 +1,35 @@
 """Simulated routing: what is drawn is what was asked."""
 
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.inference.engine import routing as routing_module
+from benchmarks.inference.engine.plugin.simulated_routing.record import Record
 from benchmarks.inference.engine.plugin.simulated_routing.tables import (
+    ROWS,
     UNITS,
     count_experts,
     draw_table,
 )
 from benchmarks.inference.engine.routing import (
+    ObservedRouting,
+    check_recorded,
+    check_routing,
+    drawn_shares,
     expert_shares,
     inclusion,
-    read_observed,
+    observe,
     routing_environment,
     routing_label,
     write_routing,
 )
 from benchmarks.inference.errors import HarnessError
-
-ROWS = 1 << 16
 
 
 def assert_distinct(table_RK: np.ndarray):
@@ -157,8 +164,16 @@ def test_recorded_shares(tmp_path: Path):
     ],
 )
 def test_recorded_errors(tmp_path: Path, content: Any, problem: str):
+    routing = record(tmp_path, content)
     with pytest.raises(HarnessError, match=problem):
-        expert_shares(record(tmp_path, content), 2, 2, 5)
+        expert_shares(routing, 2, 2, 5)
+    with pytest.raises(HarnessError, match=problem):
+        check_recorded(Path(routing['file']), 2, 2)
+
+
+def test_recorded_shares_that_fit(tmp_path: Path):
+    file = record(tmp_path, {'shares': [[3, 1], [1, 1], [1, 2]]})['file']
+    check_recorded(Path(file), 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -209,20 +224,126 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert json.loads(Path(dummy['SERVING_ROUTING']).read_text())['top_k'] == 2
 
 
-def test_read_observed(tmp_path: Path):
-    assert read_observed(tmp_path) is None
-    write_routing({'kind': 'uniform'}, tmp_path, 2, 8, 2, 5)
-    log = Path(routing_environment(tmp_path)['SERVING_ROUTING_LOG'])
-    seen = {'top_k': [2, 2], 'experts': [8, 8], 'tokens': [70_000, 70_000]}
-    log.write_text(json.dumps(seen))
-    observed = read_observed(tmp_path)
-    assert observed.top_k == (2, 2)
-    assert observed.shares is not None
-    for shares in observed.shares:
-        assert sum(shares) == pytest.approx(1, abs=1e-5)
-        assert shares == pytest.approx([1 / 8] * 8, abs=0.005)
-    # Before the first token, and of an earlier server.
-    log.write_text(json.dumps({**seen, 'tokens': []}))
-    assert read_observed(tmp_path).shares is None
+def start_plugin(
+    folder: Path,
+    count_tokens: Callable[[], list[int]],
+    top_k: int = 2,
+) -> None:
+    """Records as in the engine: two layers of 8 experts, routed by tables."""
+    write_routing({'kind': 'uniform'}, folder, 2, 8, top_k, 5)
+    record = build_layers(folder, top_k)
+    record.answer(count_tokens)
+
+
+def build_layers(folder: Path, top_k: int) -> Record:
+    record = Record(Path(routing_environment(folder)['SERVING_ROUTING_LOG']))
+    for _ in range(2):
+        record.add_layer(top_k, 8)
+    return record
+
+
+def test_what_is_built_is_observed(tmp_path: Path):
+    # Of real weights: nothing is drawn, and nobody is asked.
+    build_layers(tmp_path, 2)
+    assert observe(tmp_path) == ObservedRouting((2, 2), (8, 8), ())
+    # Another server has built nothing yet.
     routing_environment(tmp_path)
-    assert read_observed(tmp_path) is None
+    problem = 'no record of a mixture that can be read: FileNotFoundError'
+    with pytest.raises(HarnessError, match=problem):
+        observe(tmp_path)
+
+
+def test_what_is_drawn_is_observed_when_asked(tmp_path: Path):
+    tokens = [70, 70]
+    start_plugin(tmp_path, lambda: list(tokens))
+    assert observe(tmp_path) == ObservedRouting((2, 2), (8, 8), (70, 70))
+    tokens[:] = [90, 91]
+    assert observe(tmp_path).tokens == (90, 91)
+
+
+def test_the_engine_comes_to_rest(tmp_path: Path):
+    counts = iter([10, 20, 30, *[40] * 100])
+    start_plugin(tmp_path, lambda: [next(counts)] * 2)
+    assert observe(tmp_path).tokens == (40, 40)
+
+
+def test_an_engine_that_draws_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(routing_module, '_REST_SECONDS', 0.5)
+    counts = itertools.count()
+    start_plugin(tmp_path, lambda: [next(counts)] * 2)
+    with pytest.raises(HarnessError, match='still drawn after 0.5 s'):
+        observe(tmp_path)
+
+
+def test_a_plugin_that_does_not_answer(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(routing_module, '_ANSWER_SECONDS', 0.3)
+    write_routing({'kind': 'uniform'}, tmp_path, 2, 8, 2, 5)
+    build_layers(tmp_path, 2)
+    problem = 'no experts are drawn from the tables: the plugin does not answer'
+    with pytest.raises(HarnessError, match=problem):
+        observe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'problem'),
+    [
+        ('{"top_k":', 'JSONDecodeError'),
+        ('{"top_k": [1]}', "KeyError.'experts'"),
+        ('{"top_k": 1}', 'TypeError'),
+    ],
+)
+def test_a_record_that_is_none(tmp_path: Path, content: str, problem: str):
+    log = routing_environment(tmp_path)['SERVING_ROUTING_LOG']
+    Path(log).write_text(content)
+    with pytest.raises(HarnessError, match=f'can be read: {problem}'):
+        observe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('asked', 'problem'),
+    [
+        ((3, 8, 2), 'n_layers=3: the engine built 2 mixture layers'),
+        ((2, 4, 2), r'experts=4: the engine built \[8\] experts'),
+        ((2, 8, 1), r'top_k=1: the engine routes each token to \[2\] experts'),
+    ],
+)
+def test_another_mixture(asked: tuple[int, int, int], problem: str):
+    observed = ObservedRouting((2, 2), (8, 8), ())
+    check_routing(observed, 2, 8, 2)
+    with pytest.raises(HarnessError, match=problem):
+        check_routing(observed, *asked)
+
+
+def test_one_layer_of_another_k():
+    with pytest.raises(HarnessError, match=r'top_k=2: .* to \[1, 2\] experts'):
+        check_routing(ObservedRouting((2, 1), (8, 8), ()), 2, 8, 2)
+
+
+def drawn(*tokens: int) -> ObservedRouting:
+    return ObservedRouting((2, 2), (8, 8), tokens)
+
+
+def test_shares_are_of_what_was_drawn_in_between(tmp_path: Path):
+    write_routing({'kind': 'zipf', 'exponent': 1.0}, tmp_path, 2, 8, 2, 5)
+    spec = json.loads((tmp_path / 'routing.json').read_text())
+    # The second layer goes on with the table's first rows.
+    begins, ends = (100, ROWS - 10), (140, ROWS + 30)
+    found = drawn_shares(tmp_path, drawn(*begins), drawn(*ends), 40)
+    for layer in range(2):
+        table_RK = draw_table(spec['inclusion'][layer], 2, 5, layer)
+        rows = [row % ROWS for row in range(begins[layer], ends[layer])]
+        counts_E = np.bincount(table_RK[rows].ravel(), minlength=8)
+        assert found[layer] == pytest.approx(counts_E / 80, abs=1e-6)
+
+
+def test_tokens_that_were_not_drawn(tmp_path: Path):
+    write_routing({'kind': 'uniform'}, tmp_path, 2, 8, 2, 5)
+    problem = 'layer 1 drew experts for 39 tokens; the model computed 40'
+    with pytest.raises(HarnessError, match=problem):
+        drawn_shares(tmp_path, drawn(100, 100), drawn(140, 139), 40)

@@ -104,3 +104,17 @@ def test_skipped_points_may_be_of_any_machine(tmp_path: Path):
     write_point(tmp_path, machine=GPU)
     write_point(tmp_path, 8, 2, status='skipped', reason='it needs a GPU.')
     assert read(tmp_path).sizes == ('430m', )
+
+
+def test_a_variant_has_one_number_of_devices(tmp_path: Path):
+    write_point(tmp_path)
+    write_point(tmp_path, 8, 2, variant='two', engine={'devices': 2})
+    write_point(tmp_path, size='1b', engine={'devices': 4})
+    assert len(read(tmp_path).done) == 3
+    write_point(tmp_path, 8, 2, engine={'devices': 2})
+    with pytest.raises(
+            HarnessError,
+            match='engine.devices=.*of the same size and variant, .* has .* in '
+            'studies of their own',
+    ):
+        read(tmp_path)

@@ -1,11 +1,12 @@
 """Numbers of the report against arithmetic by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving_study import write_point
+from serving_study import one_by_one, simulate_study, write_point
 
 from benchmarks.inference.report.estimates import (
     Estimate,
@@ -18,12 +19,14 @@ from benchmarks.inference.report.gaps import LOWER_K, find_gaps
 from benchmarks.inference.report.maximum import (
     PLATEAU,
     UNBOUNDED,
+    common_kind,
     find_maxima,
     highest_seen,
     maximum_runs,
+    too_short,
 )
 from benchmarks.inference.report.paper import paper_model, paper_size
-from benchmarks.inference.report.percentiles import percentiles
+from benchmarks.inference.report.percentiles import percentiles, steady_times
 from benchmarks.inference.report.records import Arm
 from benchmarks.inference.report.results import read_points
 from benchmarks.inference.report.speculation import find_speculation
@@ -214,13 +217,159 @@ def test_gaps_of_variants_and_of_lower_k(tmp_path: Path):
     assert fp8.drop == Estimate(pytest.approx(0.5), None, 1)
 
 
-def test_a_variant_of_another_k_is_compared_with_the_highest(tmp_path: Path):
-    write_point(tmp_path, 8, 2)
-    write_point(tmp_path, 8, 1, variant='fewer')
+def test_a_variant_without_its_base_has_no_gap(tmp_path: Path):
+    for experts, top_k, variant, throughput in (
+        (1, 1, 'base', 1000.0),
+        (8, 2, 'base', 500.0),
+        (1, 1, 'fp8', 1200.0),
+        (8, 1, 'fp8', 900.0),
+    ):
+        for rate in (1.0, None):
+            write_point(
+                tmp_path,
+                experts,
+                top_k,
+                rate,
+                variant=variant,
+                throughput=throughput,
+            )
     gap, = find_gaps(read(tmp_path), '430m')
-    assert gap.base == K2
-    # There is no dense one.
+    assert (gap.arm, gap.base) == (Arm(8, 1, 'fp8'), None)
     assert (gap.rate, gap.latency, gap.throughput) == (None, None, None)
+    # 1 - 900 / 1200 needs no base.
+    assert gap.drop == Estimate(pytest.approx(0.25), None, 1)
+
+
+def test_gaps_of_throughput_are_per_device(tmp_path: Path):
+    for arm, devices, latency, throughput in (
+        (DENSE, 1, 2.0, 1000.0),
+        (K2, 1, 4.0, 500.0),
+        (Arm(8, 2, 'two'), 2, 3.0, 1400.0),
+    ):
+        for rate in (1.0, None):
+            write_point(
+                tmp_path,
+                arm.experts,
+                arm.top_k,
+                rate,
+                variant=arm.variant,
+                latency=latency,
+                throughput=throughput,
+                engine={'devices': devices},
+            )
+    gap, = find_gaps(read(tmp_path), '430m')
+    assert (gap.devices, gap.base_devices) == (2, 1)
+    assert gap.is_per_device
+    # (1400 / 2 - 500) / (1000 - 500); (3 - 4) / (2 - 4) s.
+    assert gap.throughput == Estimate(pytest.approx(0.4), None, 1)
+    assert gap.latency == Estimate(pytest.approx(0.5), None, 1)
+
+
+def test_latency_gaps_are_of_rates_that_all_keep_up_with(tmp_path: Path):
+    for arm, latency in ((DENSE, 2.0), (K2, 4.0), (Arm(8, 2, 'fp8'), 3.0)):
+        for rate in (0.5, 1.0):
+            for run in range(2):
+                # One run of one of them is enough.
+                saturated = (arm, rate, run) == (K2, 0.5, 1)
+                write_point(
+                    tmp_path,
+                    arm.experts,
+                    arm.top_k,
+                    rate,
+                    run,
+                    variant=arm.variant,
+                    latency=9.0 if rate == 0.5 else latency,
+                    saturated=saturated,
+                )
+    gap, = find_gaps(read(tmp_path), '430m')
+    assert gap.rate == 1.0
+    assert gap.latency and gap.latency.value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(('n_requests', 'slots', 'counts'), [
+    (6, 1, True),
+    (5, 1, False),
+    (18, 3, True),
+    (17, 3, False),
+])
+def test_a_plateau_is_of_many_batches(
+    tmp_path: Path,
+    n_requests: int,
+    slots: int,
+    counts: bool,
+):
+    # Answers of 3 s each that begin every 3 / slots s.
+    begun = [3 * i / slots for i in range(n_requests)]
+    write_point(
+        tmp_path,
+        throughput=500.0,
+        saturated=True,
+        requests={
+            'start': [0.0] * n_requests,
+            'end': [3 * (i + slots) / slots for i in range(n_requests)],
+            'ttft': begun,
+            'input_tokens': [1] * n_requests,
+            'output_tokens': [1] * n_requests,
+        },
+    )
+    summary = read(tmp_path)
+    runs = maximum_runs(summary, '430m', DENSE, PLATEAU)
+    assert runs == ({0: 500.0} if counts else {})
+    assert len(too_short(summary, '430m', DENSE)) == (0 if counts else 1)
+    assert highest_seen(summary, '430m', DENSE) == (500.0 if counts else None)
+
+
+def test_the_plateau_compares_only_if_all_have_it(tmp_path: Path):
+    for experts, top_k in ((1, 1), (8, 1), (8, 2)):
+        write_point(tmp_path, experts, top_k, 2.0, saturated=True)
+        write_point(tmp_path, experts, top_k, None)
+    arms = DENSE, K1, K2
+    assert common_kind(read(tmp_path), '430m', arms) == PLATEAU
+    # Of another mixture the plateau is of too few requests.
+    write_point(
+        tmp_path,
+        8,
+        4,
+        2.0,
+        saturated=True,
+        requests=one_by_one(5),
+    )
+    write_point(tmp_path, 8, 4, None)
+    summary = read(tmp_path)
+    assert common_kind(summary, '430m', (*arms, Arm(8, 4))) == UNBOUNDED
+    assert common_kind(summary, '430m', arms) == PLATEAU
+
+
+def test_percentiles_leave_out_what_came_before_the_steady_state(
+    tmp_path: Path,
+):
+    # The clock may begin anywhere.
+    path = write_point(
+        tmp_path,
+        requests={
+            'start': [5.0, 6.0, 7.0],
+            'end': [6.0, 9.0, 12.0],
+            'ttft': [0.5, 1.0, 1.5],
+            'input_tokens': [1, 1, 1],
+            'output_tokens': [1, 1, 1],
+        },
+    )
+    record = json.loads(path.read_text())
+    record['measured']['steady_from_s'] = 1.0
+    path.write_text(json.dumps(record))
+    point, = read_points(tmp_path)
+    assert steady_times(point, 'latency').tolist() == [3, 5]
+    assert steady_times(point, 'time to first token').tolist() == [1, 1.5]
+
+
+def test_mean_latencies_are_of_the_same_requests(tmp_path: Path):
+    simulate_study(tmp_path, n_runs=1)
+    points = [p for p in read_points(tmp_path) if p.measured]
+    assert any(p.measured and p.measured.steady_from > 0 for p in points)
+    for point in points:
+        assert point.measured
+        mean = float(np.mean(steady_times(point, 'latency')))
+        assert mean == pytest.approx(point.measured.latency)
 
 
 def test_percentiles_are_means_over_runs(tmp_path: Path):
@@ -274,6 +423,50 @@ def test_speculation_is_of_latency_until_saturation(tmp_path: Path):
     assert fast.speed_up == Estimate(pytest.approx(0.8), None, 1)
     assert (slow.is_saturated, fast.is_saturated) == (False, True)
     assert unbounded.rate is None and unbounded.is_saturated
+
+
+def test_speculation_is_of_throughput_if_any_run_is_saturated(tmp_path: Path):
+    drafted = {'spec_accepted': 30, 'spec_drafted': 40}
+    for run in range(2):
+        write_point(
+            tmp_path,
+            8,
+            2,
+            run=run,
+            latency=6.0,
+            throughput=500.0,
+            saturated=run == 1,
+        )
+        write_point(
+            tmp_path,
+            8,
+            2,
+            run=run,
+            variant='ngram',
+            latency=4.0,
+            throughput=400.0,
+            counters=drafted,
+        )
+    found, = find_speculation(read(tmp_path), '430m')
+    assert found.is_saturated
+    assert found.speed_up and found.speed_up.value == pytest.approx(0.8)
+
+
+def test_sizes_are_in_order_of_all_their_weights(tmp_path: Path):
+    for size, devices, weight_bytes in (
+        ('two', 4, 3000),
+        ('one', 1, 10_000),
+        ('unknown', 1, None),
+    ):
+        write_point(
+            tmp_path,
+            size=size,
+            engine={
+                'devices': devices,
+                'weight_bytes': weight_bytes,
+            },
+        )
+    assert read(tmp_path).sizes == ('unknown', 'one', 'two')
 
 
 def test_expert_load_is_of_an_even_share(tmp_path: Path):

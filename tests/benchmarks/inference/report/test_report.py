@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from serving_study import CPU, LABELS, simulate_study, write_point
+from serving_study import (
+    CPU,
+    GPU,
+    LABELS,
+    one_by_one,
+    simulate_study,
+    write_point,
+)
 
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.report.cells import markdown_table, plain, span
@@ -91,10 +98,10 @@ def test_the_queues_capacities_are_found(study: Path):
     # 576 tokens a request; capacities of 1, 0.66 and 0.52 requests/s.
     text = (study / 'report/report.md').read_text()
     rows = tables(text, 'Maximum throughput')
-    means = [float(row[2].split()[0]) for row in rows]
+    means = [float(row[3].split()[0]) for row in rows]
     assert means == pytest.approx([576, 380, 300], rel=0.05)
     assert rows[1][-2:] == ['33,820', '42%']
-    drops = [float(row[3].split('%')[0]) for row in rows[1:]]
+    drops = [float(row[4].split('%')[0]) for row in rows[1:]]
     assert drops == pytest.approx([34, 48], abs=2)
 
 
@@ -149,7 +156,7 @@ def test_a_line_for_each_point(study: Path):
 def test_what_is_not_there_is_told_by_name(study: Path):
     text = (study / 'report/report.md').read_text()
     assert (
-        '**Not all points are there**: 1 failed and 14 skipped, beside 210 '
+        '**Not all points are there**: 1 failed and 14 skipped, beside 252 '
         'that are done.'
     ) in text
     failed, *skipped = tables(text, 'Points that are not there')
@@ -172,6 +179,7 @@ def test_variants_are_the_last_table(study: Path):
             ['lower K', 'K=1'],
             ['compiled', 'K=2'],
             ['ngram', 'K=2'],
+            ['tensor_parallel_2', 'K=2'],
         )),
         ['1b', 'fp8_experts', 'K=2'],
         ['430m', 'fp8_experts', 'K=2'],
@@ -179,9 +187,14 @@ def test_variants_are_the_last_table(study: Path):
     assert rows[-1][-1] == 'skipped: it needs a GPU.'
     # (0.62 - 0.52) / (1 - 0.52), and (3.0 - 3.6) / (2.0 - 3.6) s at low load.
     compiled = rows[1]
-    assert float(compiled[4].split('%')[0]) == pytest.approx(21, abs=4)
-    assert float(compiled[3].split('%')[0]) == pytest.approx(37.5, abs=3)
-    assert compiled[3].endswith('at 0.1/s')
+    assert float(compiled[5].split('%')[0]) == pytest.approx(21, abs=4)
+    assert float(compiled[4].split('%')[0]) == pytest.approx(37.5, abs=3)
+    assert compiled[4].endswith('at 0.1/s')
+    # (0.88 / 2 - 0.52) / (1 - 0.52), and (2.4 - 3.6) / (2.0 - 3.6) s.
+    parallel = rows[3]
+    assert parallel[3] == '2, base 1'
+    assert float(parallel[5].split('%')[0]) == pytest.approx(-17, abs=4)
+    assert float(parallel[4].split('%')[0]) == pytest.approx(75, abs=3)
 
 
 def test_every_title_and_caption_is_labelled(study: Path):
@@ -202,7 +215,7 @@ def _titles(figure: Figure) -> list[str]:
 
 
 def test_figures_have_units_on_their_axes(study: Path):
-    units = r'\((s|%|.*per second.*|1 = .*)\)|^(requests per second|expert|layer'
+    units = r'\((s|%|.*per second.*|1 = .*)\)|^(expert|layer'
     units += r'|share of requests|.*per second|accepted share of draft tokens|)$'
     for drawing in draw_figures(Summary(read_points(study))):
         for axes in drawing.figure.axes:
@@ -331,13 +344,150 @@ def test_what_must_be_known_first(
     assert f'**{warning}' in report(tmp_path).split('\n- ')[0]
 
 
-def test_failed_requests_are_told(tmp_path: Path):
-    path = write_point(tmp_path)
-    record = json.loads(path.read_text())
-    record['measured']['n_failed'] = 1
-    path.write_text(json.dumps(record))
-    assert f'**Requests failed** in these points, and are not counted: ' \
-        f'`{path.parent.name}`.' in report(tmp_path)
+def test_machines_are_told_with_their_drivers(tmp_path: Path):
+    write_point(tmp_path, machine=GPU, engine={'cpu_cores': None})
+    row, = tables(report(tmp_path), 'What was measured, and on what')
+    assert row == [
+        'NVIDIA H100',
+        '1',
+        '580.65.06',
+        '12.8',
+        'A CPU',
+        '2',
+        '0.32.0',
+        '2.9',
+        '430m',
+        '-',
+        '1',
+        '1',
+    ]
+
+
+def test_cores_and_devices_are_told(tmp_path: Path):
+    write_point(tmp_path, engine={'cpu_cores': [6, 1, 0, 2, 4]})
+    write_point(tmp_path, 8, 2, variant='two', engine={'devices': 2})
+    row, = tables(report(tmp_path), 'What was measured, and on what')
+    assert row[-3:] == ['0-1, 0-2 4 6', '1 to 2', '2']
+
+
+def test_devices_are_told_where_they_differ(tmp_path: Path):
+    for variant, devices, throughput in (('base', 1, 500.0), ('two', 2, 800.0)):
+        for experts, top_k in ((1, 1), (8, 2)):
+            write_point(
+                tmp_path,
+                experts,
+                top_k,
+                None,
+                variant=variant,
+                throughput=throughput * (2 if experts == 1 else 1),
+                engine={'devices': devices},
+            )
+    text = report(tmp_path)
+    assert [row[:4] for row in tables(text, 'Maximum throughput')] == [
+        ['dense', '1', '1', '1,000 (n/a)'],
+        ['K=2', '1', '1', '500 (n/a)'],
+    ]
+    assert [row[:2] for row in tables(text, 'Memory and engine')] == [
+        ['dense', '1'],
+        ['K=2', '1'],
+        ['dense, two', '2'],
+        ['K=2, two', '2'],
+    ]
+    # (800 / 2 - 500) / (1000 - 500); 1 - 800 / 1600.
+    assert tables(text, 'Variants: the gap to dense they close') == [[
+        '430m',
+        'two',
+        'K=2',
+        '2, base 1',
+        '-',
+        '-20% (n/a), unbounded rate',
+        '50.0% (n/a)',
+        '',
+    ]]
+    assert '| gap closed in throughput per device, at saturation |' in text
+    assert 'Throughput is that of each device where' in text
+    drawing, = (
+        drawing for drawing in draw_figures(Summary(read_points(tmp_path)))
+        if drawing.name == 'variants_430m'
+    )
+    assert 'of maximum throughput per device.' in drawing.caption
+    names = [
+        text.get_text() for text in drawing.figure.axes[0].get_yticklabels()
+    ]
+    assert names == ['two, K=2, 2 devices']
+
+
+@pytest.mark.parametrize(('devices', 'names'), [
+    (1, ['1b', '430m']),
+    (4, ['430m\ndevices: 1', '1b\ndevices: 4']),
+])
+def test_sizes_are_drawn_with_their_devices_where_they_differ(
+    tmp_path: Path,
+    devices: int,
+    names: list[str],
+):
+    for size, n in (('430m', 1), ('1b', devices)):
+        write_point(
+            tmp_path,
+            rate=None,
+            size=size,
+            engine={
+                'devices': n,
+                'weight_bytes': 100,
+            },
+        )
+    drawing = next(draw_figures(Summary(read_points(tmp_path))))
+    assert drawing.name == 'throughput'
+    ticks = drawing.figure.axes[0].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == names
+
+
+def test_a_variant_without_its_base_has_no_gap(tmp_path: Path):
+    write_point(tmp_path)
+    write_point(tmp_path, 8, 2)
+    write_point(tmp_path, 8, 1, variant='fp8')
+    row, = tables(report(tmp_path), 'Variants: the gap to dense they close')
+    assert row == ['430m', 'fp8', 'K=1', '1', '-', '-', '-', 'no base']
+
+
+@pytest.mark.parametrize(('n_requests', 'row'), [
+    (6, ['K=2', '1', '990 (n/a)', '1.0% (n/a)', 'saturated rates']),
+    (5, ['K=2', '-', '-', '-', 'too few requests']),
+])
+def test_few_saturated_requests_are_no_maximum(
+    tmp_path: Path,
+    n_requests: int,
+    row: list[str],
+):
+    write_point(tmp_path, rate=2.0, throughput=1000.0, saturated=True)
+    write_point(
+        tmp_path,
+        8,
+        2,
+        2.0,
+        throughput=990.0,
+        saturated=True,
+        requests=one_by_one(n_requests),
+    )
+    text = report(tmp_path)
+    assert tables(text, 'Maximum throughput')[1][:5] == row
+    told = '**Saturated points with too few requests**, which no maximum is ' \
+        'made of: K=2 1.'
+    assert (told in text) == (n_requests < 6)
+
+
+def test_what_lacks_the_unbounded_rate_shows_the_other(tmp_path: Path):
+    write_point(tmp_path, rate=None, throughput=1000.0)
+    write_point(tmp_path, 8, 1, None, throughput=600.0)
+    write_point(tmp_path, 8, 2, throughput=550.0, saturated=True)
+    rows = tables(report(tmp_path), 'Maximum throughput')
+    assert rows[2][1:6] == [
+        '-',
+        'at least 550',
+        '-',
+        'not at the unbounded rate',
+        '550 (n/a)',
+    ]
 
 
 def test_experts_are_named_where_they_differ(tmp_path: Path):

@@ -44,10 +44,12 @@ def test_a_point_is_read(tmp_path: Path):
     assert point.status == 'done'
     assert point.labels[0] == 'CPU'
     assert point.requests and point.measured and point.counters
-    assert point.requests.latency == (4.0, 4.0)
-    assert point.requests.tokens == (100.0, 100.0)
+    assert point.requests.latency == (4.0, ) * 12
+    assert point.requests.tokens == (100.0, ) * 12
     assert point.measured.throughput == 50.0
     assert point.measured.whole_run == 45.0
+    assert point.measured.steady_from == 0
+    assert point.devices == 1
     assert point.counters.preemptions == 5
     assert point.counters.spec_drafted is None
     assert point.shares == ((0.25, 0.25, 0.25, 0.25), )
@@ -101,7 +103,7 @@ def test_a_list_is_no_point(tmp_path: Path):
 @pytest.mark.parametrize(
     ('keys', 'value', 'problem'),
     [
-        ('format', 'foundry_upcycle/serving_point/2', 'this version reads'),
+        ('format', 'foundry_upcycle/serving_point/1', 'this version reads'),
         ('id', '0123456789abcdef', 'its folder is'),
         ('status', 'running', 'it is none of done, failed, skipped'),
         ('labels', ['CPU', ' '], "' ' is no text"),
@@ -116,15 +118,19 @@ def test_a_list_is_no_point(tmp_path: Path):
         ('config.workload', None, 'it is no JSON object'),
         ('requests.ttft', 3, 'it is no list'),
         ('requests.ttft', [1.0, None], 'number 1 of it is None'),
-        ('requests.ttft', [1.0], 'it has 1 requests, start has 2'),
+        ('requests.ttft', [1.0], 'it has 1 requests, start has 12'),
         ('requests.start', [], 'there is no request'),
-        ('requests.end', [2.0, 0.5], 'request 1 ends before it starts'),
+        ('requests.end', [2.0] * 12, 'request 2 ends before it starts'),
         ('measured.throughput_tokens_per_s', 0, 'it is not above 0'),
         ('measured.latency_mean_s', True, 'it is no finite number'),
         ('measured.latency_mean_s', float('nan'), 'it is no finite number'),
         ('measured.saturated', None, 'it is neither true nor false'),
         ('tool', None, 'it is no JSON object'),
-        ('measured.n_failed', None, 'it is no finite number'),
+        ('measured.steady_from_s', None, 'it is no finite number'),
+        ('measured.steady_from_s', -0.1, 'it is less than 0'),
+        ('measured.steady_from_s', 22.1, 'no request starts so late'),
+        ('engine.devices', None, 'it is no finite number'),
+        ('engine.devices', 0, 'it is less than 1'),
         ('counters.preemptions', -1, 'it is less than 0'),
         ('expert_load.shares', [[0.5, 0.5], [1.0]], 'different numbers'),
         ('expert_load.shares', [[0.5, 0.6]], 'layer 0 does not add up to 1'),

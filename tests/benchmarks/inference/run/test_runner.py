@@ -14,10 +14,10 @@ from tiny_serving import StandIn, write_study
 
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.report.report import write_report
+from benchmarks.inference.run.plan import describe_plan
 from benchmarks.inference.run.runner import Runner
 from benchmarks.inference.study.config import Study, read_study
-from benchmarks.inference.study.plan import describe_plan
-from benchmarks.inference.study.points import Point, list_servers
+from benchmarks.inference.study.points import Point, ServerSpec, list_servers
 
 ROOT = Path(__file__).parents[4]
 
@@ -133,11 +133,11 @@ def test_what_a_point_says(tmp_path: Path):
     run(tmp_path, StandIn())
     record = records(tmp_path)['moe 1.0 run 2']
     point = Point(list_servers(study_in(tmp_path))[1], 1.0, 1)
-    assert record['format'] == 'foundry_upcycle/serving_point/1'
+    assert record['format'] == 'foundry_upcycle/serving_point/2'
     assert record['id'] == point.id
     assert record['config'] == json.loads(json.dumps(point.config))
     assert (record['status'], record['reason']) == ('done', None)
-    assert record['machine'] == StandIn.machine
+    assert record['machine']['cpu'] == 'A CPU'
     assert record['labels'] == ['CPU', 'dummy weights']
     assert record['measured']['saturated']
     assert record['seconds'] >= 0
@@ -242,14 +242,63 @@ def test_a_server_that_dies_is_started_again(tmp_path: Path):
     assert failed['reason'] == "server='vllm': it died. Fix: read the log."
 
 
-def test_a_metric_that_does_not_come_fails_the_point(tmp_path: Path):
+def test_an_error_nobody_thought_of_stops_no_other(tmp_path: Path):
 
-    def time_out(point: Point) -> None:
+    def fail(point: Point) -> None:
         if point.rate is None and point.server.is_dense:
-            raise TimeoutError('timed out')
+            raise KeyError('start_times')
 
-    assert not run(tmp_path, StandIn(time_out))[0]
-    assert records(tmp_path)['dense unbounded run 1']['reason'] == 'timed out'
+    stand_in = StandIn(fail)
+    assert not run(tmp_path, stand_in)[0]
+    found = records(tmp_path)
+    reason = found['dense unbounded run 1']['reason']
+    assert reason.startswith("KeyError('start_times')\nTraceback")
+    assert "raise KeyError('start_times')" in reason
+    assert found['moe unbounded run 2']['status'] == 'done'
+
+
+def test_nor_does_one_while_a_server_starts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    serve = StandIn.serve
+
+    def fail(self: StandIn, server: ServerSpec, run: int):
+        if server.is_dense:
+            raise ValueError('half a config.json')
+        return serve(self, server, run)
+
+    monkeypatch.setattr(StandIn, 'serve', fail)
+    assert not run(tmp_path, StandIn())[0]
+    found = records(tmp_path)
+    reason = found['dense unbounded run 1']['reason']
+    assert reason.startswith("ValueError('half a config.json')\nTraceback")
+    assert found['moe unbounded run 2']['status'] == 'done'
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'then'),
+    [('cores', 4, '2'), ('cpu_features', ('avx2', 'amx_tile'), r"\['avx2'\]"),
+     ('vllm', '0.33.0', 'None')],
+)
+def test_another_machine_adds_nothing(
+    tmp_path: Path,
+    key: str,
+    value: Any,
+    then: str,
+):
+    run(tmp_path, StandIn())
+    again = StandIn()
+    again.machine = {**StandIn.machine, 'memory_gib': 23.5, key: value}
+    with pytest.raises(
+            HarnessError,
+            match=rf'^machine.{key}=.* was measured with {then}: figures',
+    ):
+        run(tmp_path, again, ('runs', 3))
+    assert again.events == []
+    # Memory in use does not make it another one.
+    again.machine = {**StandIn.machine, 'memory_gib': 23.5}
+    assert run(tmp_path, again, ('runs', 3))[0]
 
 
 def test_what_can_not_run_here_is_skipped(tmp_path: Path):
@@ -367,7 +416,10 @@ def test_what_failed_with_other_settings_is_forgotten(tmp_path: Path):
     run(tmp_path, stand_in)
     assert len(records(tmp_path)) == 6
     (tmp_path / 'out/points/notes').mkdir()
-    assert run(tmp_path, StandIn(), ('engine max_num_seqs', 4))[0]
+    is_complete, lines = run(tmp_path, StandIn(), ('engine max_num_seqs', 4))
+    assert is_complete
+    assert [line[16:] for line in lines[:6]] == \
+        [': removed: not done, of other settings'] * 6
     assert len(records(tmp_path)) == 18
     assert (tmp_path / 'out/points/notes').is_dir()
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_serving import REMOVED, SHAPE, STUDY, write_study
+from tiny_serving import (
+    REMOVED,
+    SHAPE,
+    SHIPPED,
+    STUDIES,
+    STUDY,
+    write_smollm2,
+    write_study,
+)
 
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.study.config import (
@@ -17,8 +25,6 @@ from benchmarks.inference.study.config import (
     Workload,
     read_study,
 )
-
-STUDIES = Path(__file__).parents[4] / 'benchmarks/inference/studies'
 
 
 def read(folder: Path, keys: str = '', value: Any = None):
@@ -40,16 +46,25 @@ def test_everything_is_read(tmp_path: Path):
     assert size.moe == (8, )
     assert size.workload == Workload(16, 4, 8, 1, seconds=0.0)
     assert size.rates == Rates(0.5, 0.5, 2.0, unbounded=True, fine=3)
-    assert size.engine == Engine('bfloat16', 32, True, 1, None, None)
+    assert size.engine == Engine('bfloat16', 32, True, 1, max_num_seqs=2)
 
 
 def test_a_size_changes_what_it_sets(tmp_path: Path):
     study = read(tmp_path, 'sizes tiny engine', {'tensor_parallel_size': 4})
-    assert study.sizes[0].engine == Engine('bfloat16', 32, True, 4)
+    assert study.sizes[0].engine == Engine(
+        'bfloat16', 32, True, 4, max_num_seqs=2
+    )
     study = read(tmp_path, 'sizes tiny rates', {'stop': 3})
     assert study.sizes[0].rates.grid == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
     study = read(tmp_path, 'sizes tiny workload', {'seconds': 60})
     assert study.sizes[0].workload == Workload(16, 4, 8, 1, 60.0)
+
+
+def test_prompts_from_a_file(tmp_path: Path):
+    path = tmp_path / 'prompts.jsonl'
+    path.write_text('{"prompt": [5]}')
+    study = read(tmp_path, 'workload prompts', str(path))
+    assert study.sizes[0].workload.prompts == path
 
 
 def test_several_numbers_of_experts(tmp_path: Path):
@@ -141,7 +156,20 @@ LOW = 'it is out of range. Fix: set it to a number '
                 'kind': 'recorded',
                 'file': 'gone.json',
             },
-            "routing.file='gone.json': there is no such file. Fix: name a JSON",
+            "routing.file='gone.json': there is no such file. Fix: name one "
+            'that holds {"shares"',
+        ),
+        (
+            'workload prompts',
+            'gone.jsonl',
+            "workload.prompts='gone.jsonl': there is no such file. Fix: name "
+            'one that tokenize_prompts.py wrote',
+        ),
+        (
+            'engine max_num_seqs',
+            REMOVED,
+            'engine.max_num_seqs=None: the unbounded rate is measured in '
+            'whole batches of so many. Fix: set it, or set rates.unbounded: ',
         ),
         ('workload', 3, f'workload=3: {MISSING}dict'),
         (
@@ -260,12 +288,15 @@ def test_a_key_that_stands_there_twice(tmp_path: Path):
         read_study(path)
 
 
-@pytest.mark.parametrize(
-    'path',
-    sorted(STUDIES.glob('*.yaml')),
-    ids=lambda path: path.stem,
-)
-def test_shipped_studies_can_be_read(path: Path):
-    study = read_study(path)
-    assert study.name == path.stem
-    assert study.folder == Path(f'runs/serving_{path.stem}')
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_studies_can_be_read(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    write_smollm2(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study = read_study(STUDIES / f'{name}.yaml')
+    assert study.name == name
+    folder = 'smollm2/serving' if name == 'smollm2' else f'serving_{name}'
+    assert study.folder == Path('runs') / folder

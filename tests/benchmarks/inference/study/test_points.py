@@ -1,6 +1,7 @@
 """``benchmarks/inference/points.py`` and ``plan.py``: what is measured."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from tiny_serving import SHAPE, write_study
 
 from benchmarks.inference.engine import variants
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.run.plan import describe_plan, describe_servers
 from benchmarks.inference.study.config import Study, read_study
-from benchmarks.inference.study.plan import describe_plan, describe_servers
 from benchmarks.inference.study.points import (
     Point,
     ServerSpec,
@@ -40,8 +41,8 @@ def test_order_of_keys_does_not_change_an_id():
 def test_ids_stay(tmp_path: Path):
     """Another id would measure again what people have measured."""
     dense, _, moe = servers(tmp_path)
-    assert Point(dense, 0.5, 0).id == '1e88d17e01f04ebe'
-    assert Point(moe, None, 1).id == 'bf29f6efd0575230'
+    assert Point(dense, 0.5, 0).id == '24555d0aa79130fa'
+    assert Point(moe, None, 1).id == '4508e31c8a04b851'
     # All that it hashes: what is not here does not count.
     assert Point(moe, None, 1).config == {
         'study': 'tiny',
@@ -55,7 +56,7 @@ def test_ids_stay(tmp_path: Path):
             'engine': {},
             'flags': [],
             'min_devices': 1,
-            'tuned_folder': False,
+            'tuned': None,
         },
         'load_format': 'dummy',
         'routing': {
@@ -67,7 +68,8 @@ def test_ids_stay(tmp_path: Path):
             'enforce_eager': True,
             'tensor_parallel_size': 1,
             'kv_cache_gib': None,
-            'max_num_seqs': None,
+            'max_num_seqs': 2,
+            'max_num_batched_tokens': None,
         },
         'model': {
             'architectures': ['MixtralForCausalLM'],
@@ -99,6 +101,7 @@ def test_ids_stay(tmp_path: Path):
             'output_tokens': 4,
             'requests': 8,
             'warmup_requests': 1,
+            'prompts': None,
         },
     }
 
@@ -194,9 +197,10 @@ def test_rates_and_runs_have_their_own_ids(tmp_path: Path):
 def test_recorded_routing_is_known_by_its_shares(tmp_path: Path):
     path = tmp_path / 'shares.json'
     changes = ('routing', {'kind': 'recorded', 'file': str(path)})
-    path.write_text('{"shares": [[1.0]]}')
+    even = [0.125] * 8
+    path.write_text(json.dumps({'shares': [even, even]}))
     dense, one, _ = servers(tmp_path, changes)
-    path.write_text('{"shares": [[0.5, 0.5]]}')
+    path.write_text(json.dumps({'shares': [even, [0.25] * 4 + [0.0] * 4]}))
     dense_again, other, _ = servers(tmp_path, changes)
     assert dense.id == dense_again.id
     assert one.id != other.id
@@ -226,7 +230,15 @@ def real_study(folder: Path) -> Study:
 def write_real(folder: Path, **config: Any) -> None:
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps(config))
-    (folder / 'model.safetensors').write_bytes(b'1234')
+    write_weights(folder, 2)
+
+
+def write_weights(folder: Path, rows: int) -> None:
+    tensor = {'dtype': 'F32', 'shape': [rows, 2], 'data_offsets': [0, 8 * rows]}
+    header = json.dumps({'weight': tensor}).encode()
+    length = struct.pack('<Q', len(header))
+    content = length + header + bytes(8 * rows)
+    (folder / 'model.safetensors').write_bytes(content)
 
 
 def test_real_weights(tmp_path: Path):
@@ -238,14 +250,54 @@ def test_real_weights(tmp_path: Path):
     assert draft.variant == 'draft_speculation'
     assert dense.config['routing'] is None
     assert moe.config['routing'] is None
-    assert weight_bytes_of(moe) == 4
+    # 2 x 2 in the engine's bfloat16, whatever the file has.
+    assert weight_bytes_of(moe) == 8
+    assert weight_bytes_of(draft) is None
     assert moe.config['model']['folder'] == str(tmp_path / 'moe')
     assert moe.config['parent']['folder'] == str(tmp_path / 'dense')
     # Other weights, another point.
-    (tmp_path / 'moe' / 'model.safetensors').write_bytes(b'12345')
+    write_weights(tmp_path / 'moe', 3)
     again = list_servers(real_study(tmp_path))
     assert again[0].id == dense.id
     assert again[1].id != moe.id
+
+
+def test_real_weights_of_fewer_experts(tmp_path: Path):
+    write_real(tmp_path / 'dense')
+    write_real(tmp_path / 'moe', num_local_experts=1)
+    with pytest.raises(HarnessError, match=r'^top_k=2: .*moe has 1 experts'):
+        list_servers(real_study(tmp_path))
+
+
+def test_weights_on_each_device(tmp_path: Path):
+    changes = ('variants', ['base', 'tensor_parallel_2', 'int8_experts'])
+    of = {server.label: server for server in servers(tmp_path, changes)}
+    whole = weight_bytes_of(of['tiny moe E=8 K=2 base'])
+    assert whole is not None
+    half = weight_bytes_of(of['tiny moe E=8 K=2 tensor_parallel_2'])
+    assert half == whole // 2
+    # Quantised.
+    assert weight_bytes_of(of['tiny moe E=8 K=2 int8_experts']) is None
+
+
+def test_batches_are_the_variants(tmp_path: Path):
+    changes = ('variants', ['base', 'equal_batch_limits'])
+    of = {server.label: server for server in servers(tmp_path, changes)}
+    # 4 batches of 2 hold the 8 requests; of 64, 3.
+    assert Point(of['tiny dense base'], None, 0).n_requests == 8
+    limited = of['tiny dense equal_batch_limits']
+    assert Point(limited, None, 0).n_requests == 3 * 64
+
+
+def test_prompts_of_a_file_are_known_by_it(tmp_path: Path):
+    path = tmp_path / 'prompts.jsonl'
+    changes = ('workload prompts', str(path))
+    path.write_text('{"prompt": [5, 6]}')
+    one = Point(servers(tmp_path, changes)[0], 0.5, 0)
+    path.write_text('{"prompt": [6, 5]}')
+    other = Point(servers(tmp_path, changes)[0], 0.5, 0)
+    assert one.id != other.id
+    assert one.server.id == other.server.id
 
 
 def test_real_weights_that_are_missing(tmp_path: Path):

@@ -1,4 +1,5 @@
 """A plugin of vLLM that routes tokens as a benchmark asks.
 
-It is found through PYTHONPATH. ``tables`` needs NumPy alone.
+It is found through PYTHONPATH. ``tables`` needs NumPy alone, and
+``record`` nothing.
 """

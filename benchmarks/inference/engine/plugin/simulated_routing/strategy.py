@@ -6,10 +6,7 @@ Two environment variables, either of which may be missing:
   each expert] of each mixture layer]}`` (see ``tables.draw_table``). A strategy
   `tables` is then registered; ``VLLM_MOE_ROUTING_SIMULATION_STRATEGY=tables``
   selects it.
-- ``SERVING_ROUTING_LOG``: a JSON file to write, at most twice a second,
-  ``{"top_k": [of each layer], "experts": [of each layer], "tokens": [of each
-  layer]}``: what the engine built, whatever it was asked for, and how many
-  tokens it routed by tables. What it routed last may be missing.
+- ``SERVING_ROUTING_LOG``: a JSON file to write, see ``record``.
 
 vLLM calls a strategy without saying for which layer, so layers are told by the
 order of the calls: each pass through the model calls all of them in order.
@@ -18,54 +15,18 @@ order of the calls: each pass through the model calls all of them in order.
 import functools
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from simulated_routing.record import Record
 from simulated_routing.tables import ROWS, draw_table
 from vllm.model_executor.layers.fused_moe.router import \
     routing_simulator_router as simulator
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
 __all__ = ['TableRouting', 'register']
-
-# Seconds between two writes of the record.
-_PERIOD = 0.5
-
-
-class _Record:
-    """What was built and routed, and the file that says so.
-
-    Args:
-        path: None: nothing is written.
-    """
-
-    def __init__(self, path: Optional[Path]):
-        self.path = path
-        self.top_k: list[int] = []
-        self.experts: list[int] = []
-        self.written = 0.0
-
-    def add_layer(self, top_k: int, experts: int) -> None:
-        self.top_k.append(top_k)
-        self.experts.append(experts)
-        self.write([])
-
-    def write(self, tokens: list[int]) -> None:
-        if self.path is None:
-            return
-        content = {
-            'top_k': self.top_k,
-            'experts': self.experts,
-            'tokens': tokens,
-        }
-        # Ranks of tensor parallelism write the same.
-        partial = self.path.with_name(f'{self.path.name}.{os.getpid()}')
-        partial.write_text(json.dumps(content))
-        partial.replace(self.path)
-        self.written = time.monotonic()
 
 
 class _Tables:
@@ -76,12 +37,10 @@ class _Tables:
 
     Args:
         spec: What ``SERVING_ROUTING`` holds.
-        record: Where use is recorded.
     """
 
-    def __init__(self, spec: dict[str, Any], record: _Record):
+    def __init__(self, spec: dict[str, Any]):
         self.top_k = spec['top_k']
-        self.record = record
         self.calls = 0
         self.used_L = torch.zeros(len(spec['inclusion']), dtype=torch.int64)
         self.table_LRK = torch.stack([
@@ -95,8 +54,6 @@ class _Tables:
         self._move(hidden_states.device)
         layer = self.calls % len(self.used_L)
         self.calls += 1
-        if layer == 0:
-            self._write_if_due()
         n_tokens = len(hidden_states)
         used = self.used_L[layer]
         row_T = (torch.arange(n_tokens, device=used.device) + used) % ROWS
@@ -109,12 +66,9 @@ class _Tables:
             self.used_L = self.used_L.to(device)
             self.table_LRK = self.table_LRK.to(device)
 
-    def _write_if_due(self) -> None:
-        due = time.monotonic() - self.record.written >= _PERIOD
-        # Reading a tensor would spoil a CUDA graph that is being captured.
-        if due and not (torch.cuda.is_available()
-                        and torch.cuda.is_current_stream_capturing()):
-            self.record.write(self.used_L.tolist())
+    def count_tokens(self) -> list[int]:
+        """How many tokens each layer has routed; waits for the device."""
+        return self.used_L.tolist()
 
 
 # Built in the process that routes, at its first token.
@@ -165,7 +119,7 @@ class TableRouting(simulator.RoutingStrategy):
         return weights_TK, ids_TK.to(indices_type or torch.int32)
 
 
-def _watch_layers(record: _Record) -> None:
+def _watch_layers(record: Record) -> None:
     """Records each mixture layer's K, simulated or not, as it is built."""
     build = BaseRouter.__init__
 
@@ -176,16 +130,23 @@ def _watch_layers(record: _Record) -> None:
     BaseRouter.__init__ = build_and_record
 
 
+def _build(spec: dict[str, Any], record: Optional[Record]) -> _Tables:
+    tables = _Tables(spec)
+    if record is not None:
+        record.answer(tables.count_tokens)
+    return tables
+
+
 def register() -> None:
     """Called by vLLM in each of its processes."""
     global _build_tables
     log = os.environ.get('SERVING_ROUTING_LOG')
-    record = _Record(Path(log) if log else None)
-    if log:
+    record = Record(Path(log)) if log else None
+    if record is not None:
         _watch_layers(record)
     if path := os.environ.get('SERVING_ROUTING'):
         spec = json.loads(Path(path).read_text())
-        _build_tables = functools.partial(_Tables, spec, record)
+        _build_tables = functools.partial(_build, spec, record)
         simulator.RoutingSimulator.register_strategy('tables', TableRouting())
         # On a CPU torch.compile looks into vLLM's router, and would fail at
         # the warning that it simulates.

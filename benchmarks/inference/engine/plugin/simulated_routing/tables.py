@@ -22,7 +22,6 @@ def draw_table(
     top_k: int,
     seed: int,
     layer: int,
-    rows: int = ROWS,
 ) -> np.ndarray:
     """K distinct experts for each row: systematic sampling, in random order.
 
@@ -38,16 +37,15 @@ def draw_table(
         top_k: K.
         seed: Of the table, with ``layer``.
         layer: Index of the mixture layer.
-        rows: R.
 
     Returns:
-        Indices of experts, int32, (R, K).
+        Indices of experts, int32, (R, K); R is ``ROWS``.
     """
     generator = np.random.default_rng([seed, layer])
     n_experts = len(inclusion_E)
-    order_RE = np.argsort(generator.random((rows, n_experts)), axis=1)
+    order_RE = np.argsort(generator.random((ROWS, n_experts)), axis=1)
     ends_RE = np.cumsum(np.asarray(inclusion_E, np.int64)[order_RE], axis=1)
-    first_R = generator.integers(UNITS, size=rows)
+    first_R = generator.integers(UNITS, size=ROWS)
     taken_RK = first_R[:, None] + UNITS * np.arange(top_k)
     # The expert that covers a point is the first that ends beyond it.
     place_RK = (ends_RE[:, None, :] <= taken_RK[:, :, None]).sum(axis=2)

@@ -6,16 +6,17 @@ from typing import Any, Iterator, Optional, Sequence
 
 from benchmarks.inference.engine.models import check_model_folder
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.run.schedule import Schedule
 from benchmarks.inference.run.store import Store
 from benchmarks.inference.study.config import Study
 from benchmarks.inference.study.points import (
     Point,
     ServerSpec,
     list_servers,
+    model_bytes_of,
     rounds,
-    weight_bytes_of,
 )
-from benchmarks.inference.study.schedule import Schedule
+from benchmarks.inference.text_table import text_table
 
 __all__ = ['describe_plan', 'describe_servers']
 
@@ -49,7 +50,7 @@ def describe_plan(study: Study, full_grid: bool = False) -> Iterator[str]:
         point for server, run in rounds(study, servers)
         for point in schedule.points(server, run)
     ]
-    yield from _table([
+    yield from text_table([
         _HEADER, *(_cells(point, store.status(point)) for point in points)
     ])
     yield ''
@@ -86,13 +87,6 @@ def _cells(point: Point, status: object) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths))
-        yield '  '.join(cells).rstrip()
-
-
 def _sums(
     study: Study,
     n_servers: int,
@@ -122,7 +116,7 @@ def describe_servers(study: Study) -> Iterator[dict[str, Any]]:
             'architecture': server.architecture,
             'variant': server.variant,
             'load_format': study.load_format,
-            'weight_bytes': weight_bytes_of(server),
+            'weight_bytes': model_bytes_of(server),
             'engine': asdict(server.size.engine),
             'problem': _problem(server),
         }
