@@ -13,6 +13,7 @@ from benchmarks.inference.report.cells import (
 )
 from benchmarks.inference.report.engines import machine_key, prefix_cache_hits
 from benchmarks.inference.report.maximum import (
+    PLATEAU,
     PLATEAU_BATCHES,
     find_maxima,
     too_short,
@@ -122,11 +123,12 @@ def disagreements(summary: Summary, size: str) -> Iterator[str]:
     for arm, found in find_maxima(summary, size).items():
         apart = found.disagreement
         if apart is not None and abs(apart) > _MOST_APART:
+            at_once_more = (apart > 0) == (found.kind == PLATEAU)
             yield (
                 f'**The two measures of {summary.name(size, arm)} differ by '
                 f'{per_cent(abs(apart), 1)}**: with all requests at once it '
-                f"serves {'more' if apart > 0 else 'less'} than at saturated "
-                'rates.'
+                f"serves {'more' if at_once_more else 'less'} than at "
+                'saturated rates.'
             )
 
 

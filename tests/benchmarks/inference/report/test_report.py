@@ -246,6 +246,17 @@ def test_measures_that_differ_are_told(tmp_path: Path):
     ) in text
 
 
+def test_so_are_those_that_differ_the_other_way_round(tmp_path: Path):
+    for rate, throughput in ((2.0, 1000.0), (None, 1250.0)):
+        write_point(tmp_path, rate=rate, throughput=throughput, saturated=True)
+    # It has no plateau, so both are compared at the unbounded rate.
+    write_point(tmp_path, 8, 2, rate=None, throughput=900.0, saturated=True)
+    assert (
+        '**The two measures of dense differ by 20.0%**: with all requests at '
+        'once it serves more than at saturated rates.'
+    ) in report(tmp_path)
+
+
 def test_measures_that_agree_are_not(tmp_path: Path):
     for rate, throughput in ((2.0, 1000.0), (None, 1049.0)):
         write_point(tmp_path, rate=rate, throughput=throughput, saturated=True)
