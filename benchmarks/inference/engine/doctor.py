@@ -27,7 +27,8 @@ def diagnose(
     Args:
         machine: This one.
         servers: Of each, ``label``, ``architecture``, ``variant``,
-            ``load_format``, ``weight_bytes`` (None: unknown) and ``engine``,
+            ``load_format``, ``weight_bytes`` (None: unknown), ``greedy`` and
+            ``engine``,
             the study's section; where its model can't be served, ``problem``.
     """
     rows: list[tuple[str, ...]] = [_HEADER]
@@ -77,6 +78,7 @@ def _row(
         server['load_format'],
         server['architecture'],
         server['engine'].get('tensor_parallel_size') or 1,
+        server['greedy'],
     )
     # Without vLLM nobody knows what would be skipped.
     if skipped and machine.vllm:

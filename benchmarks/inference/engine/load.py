@@ -60,6 +60,7 @@ def bench_command(
     rate: float,
     output_tokens: int,
     seed: int,
+    greedy: bool = False,
 ) -> list[str]:
     """The command that sends the first ``n`` prompts of a file.
 
@@ -75,9 +76,9 @@ def bench_command(
         '--disable-shuffle',
         # Without a tokenizer the tool asks for one token, unless told here.
         '--extra-body', body,
-        # Greedy decoding of dummy weights falls into cycles, and a sequence
-        # that ends early is less work.
-        '--temperature', '1.0', '--ignore-eos',
+        '--temperature', '0.0' if greedy else '1.0',
+        # A sequence that ends early is less work.
+        '--ignore-eos',
         '--num-prompts', str(n), '--request-rate', f'{rate:g}',
         # The harness warms up itself, see warmup.py.
         '--seed', str(seed), '--num-warmups', '0',
@@ -102,6 +103,7 @@ def run_load(
     seed: int,
     environment: Mapping[str, str],
     timeout_s: float,
+    greedy: bool = False,
 ) -> BenchResult:
     """Sends requests, waits for all answers and checks them.
 
@@ -118,6 +120,7 @@ def run_load(
         seed: Of the times of arrival; of 32 bits.
         environment: See ``server.server_environment``.
         timeout_s: For all of it.
+        greedy: Whether tokens are the likeliest, or drawn at temperature 1.
 
     Raises:
         HarnessError: A request failed, a prompt or an answer does not have the
@@ -128,7 +131,7 @@ def run_load(
     result, log = folder / 'bench.json', folder / 'bench.log'
     result.unlink(missing_ok=True)
     command = bench_command(
-        tool, url, model, prompts, result, n, rate, output_tokens, seed
+        tool, url, model, prompts, result, n, rate, output_tokens, seed, greedy
     )
     _run(command, log, environment, timeout_s)
     if not result.is_file():

@@ -281,9 +281,13 @@ class Server:
             return False
 
     def _error(self, problem: str, fix: str) -> HarnessError:
-        log = end_of_log(self.log)
-        command = ' '.join(self.command)
-        return HarnessError('server', command, problem, f'{fix}\n{log}')
+        return HarnessError(
+            'server',
+            str(self.log),
+            problem,
+            f"{fix}\nIt was started by: {' '.join(self.command)}\n"
+            f'{end_of_log(self.log)}',
+        )
 
 
 def _check_port(port: int) -> None:

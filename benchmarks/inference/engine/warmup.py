@@ -22,6 +22,7 @@ def warm_up(
     prompts: Sequence[Sequence[int]],
     output_tokens: int,
     timeout_s: float,
+    greedy: bool = False,
 ) -> None:
     """Sends prompts, all at once, and waits for the answers.
 
@@ -30,6 +31,7 @@ def warm_up(
         prompts: Token ids.
         output_tokens: Of each answer.
         timeout_s: For each.
+        greedy: As of the load, see ``load.run_load``.
 
     Raises:
         HarnessError: An answer has other tokens, or there is none.
@@ -38,7 +40,7 @@ def warm_up(
 
     def send(prompt: Sequence[int]) -> None:
         try:
-            found = _complete(url, prompt, output_tokens, timeout_s)
+            found = _complete(url, prompt, output_tokens, timeout_s, greedy)
         except (OSError, http.client.HTTPException, ValueError, KeyError) as e:
             problems.append(f'no answer: {e!r}.')
         else:
@@ -67,13 +69,14 @@ def _complete(
     prompt: Sequence[int],
     output_tokens: int,
     timeout_s: float,
+    greedy: bool,
 ) -> int:
     """Asks for tokens as the load does; returns how many came."""
     body = {
         'model': MODEL_NAME,
         'prompt': list(prompt),
         'max_tokens': output_tokens,
-        'temperature': 1.0,
+        'temperature': 0.0 if greedy else 1.0,
         'ignore_eos': True,
         'detokenize': False,
     }

@@ -86,6 +86,8 @@ class VllmBackend:
             labels.append('dummy weights')
         elif server.size.workload.prompts is None:
             labels.append('random-token prompts')
+        if server.size.workload.greedy:
+            labels.append('greedy decoding')
         if server.config['routing'] is not None:
             routing = routing_label(server.config['routing'])
             labels.append(f'simulated routing: {routing}')
@@ -98,6 +100,7 @@ class VllmBackend:
             self.study.load_format,
             server.architecture,
             server.size.engine.tensor_parallel_size,
+            server.size.workload.greedy,
         )
 
     @contextmanager
@@ -291,6 +294,7 @@ class VllmServing:
             ),
             workload.output_tokens,
             _LOAD_SECONDS + _REQUEST_SECONDS * n,
+            workload.greedy,
         )
 
     def _load(self, point: Point, folder: Path) -> BenchResult:
@@ -319,6 +323,7 @@ class VllmServing:
             server_environment({}),
             _LOAD_SECONDS + point.seconds_of_arrivals +
             _REQUEST_SECONDS * point.n_requests,
+            workload.greedy,
         )
         # They can be written again, and are large.
         prompts.unlink()

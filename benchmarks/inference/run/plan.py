@@ -118,6 +118,7 @@ def describe_servers(study: Study) -> Iterator[dict[str, Any]]:
             'load_format': study.load_format,
             'weight_bytes': model_bytes_of(server),
             'engine': asdict(server.size.engine),
+            'greedy': server.size.workload.greedy,
             'problem': _problem(server),
         }
 

@@ -64,6 +64,8 @@ class Workload:
             arrivals are more requests; 0: all rates have ``requests``.
         prompts: Lines ``{"prompt": [token ids]}``, from which prompts are
             drawn; None: their tokens are random.
+        greedy: Whether each token is the likeliest, instead of drawn at
+            temperature 1.
     """
 
     input_tokens: int
@@ -72,6 +74,7 @@ class Workload:
     warmup_requests: int
     seconds: float = 0.0
     prompts: Optional[Path] = None
+    greedy: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,7 @@ def _sizes(section: Section, load_format: str) -> tuple[Size, ...]:
         )
         size.refuse_others()
         _check_length(read[-1], engine)
+        _check_greedy(read[-1], workload)
         _check_unbounded(read[-1], engine)
     return tuple(read)
 
@@ -272,6 +276,16 @@ def _check_length(size: Size, engine: Section) -> None:
             size.engine.max_model_len,
             f'a request has {length} tokens with its answer.',
             'raise it, or lower workload.input_tokens or output_tokens.',
+        )
+
+
+def _check_greedy(size: Size, workload: Section) -> None:
+    if size.workload.greedy and isinstance(size.dense, Shape):
+        raise HarnessError(
+            workload.key('greedy'),
+            True,
+            'the likeliest tokens of dummy weights are a few, again and again.',
+            'remove it, or set load_format: real.',
         )
 
 
@@ -348,6 +362,7 @@ def _workload(section: Section) -> Workload:
         warmup_requests=section.number('warmup_requests', int, 1),
         seconds=section.number('seconds', float, 0, 0.0),
         prompts=_file(section, 'prompts', None, 'tokenize_prompts.py wrote'),
+        greedy=section.take('greedy', bool, False),
     )
     section.refuse_others()
     return workload

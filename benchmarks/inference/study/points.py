@@ -144,6 +144,10 @@ class Point:
                 'requests': self.n_requests,
                 'warmup_requests': workload.warmup_requests,
                 'prompts': self.server.prompts,
+                # Where it is not set, ids are as before there was such a key.
+                **({
+                    'greedy': True
+                } if workload.greedy else {}),
             },
         }
 

@@ -28,6 +28,7 @@ def server(**changes: Any) -> dict[str, Any]:
         'architecture': 'moe',
         'variant': 'base',
         'load_format': 'dummy',
+        'greedy': False,
         'weight_bytes': 3 * 2**30,
         'engine': {
             'kv_cache_gib': 2

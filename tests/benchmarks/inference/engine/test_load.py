@@ -155,6 +155,9 @@ def test_bench_command(tmp_path: Path):
     assert flag(command, '--temperature') == '1.0'
     assert json.loads(flag(command, '--extra-body'))['max_tokens'] == 16
     assert '--ignore-eos' in command
+    greedy = bench_command([], '', tmp_path, tmp_path, tmp_path / 'b', 1, 1.0,
+                           8, 0, True)
+    assert flag(greedy, '--temperature') == '0.0'
     bounded = bench_command([], '', tmp_path, tmp_path, tmp_path / 'b', 40, 0.3,
                             16, 5)
     assert flag(bounded, '--request-rate') == '0.3'

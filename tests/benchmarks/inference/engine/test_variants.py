@@ -68,8 +68,8 @@ def no_tuned_folder(monkeypatch: pytest.MonkeyPatch):
         ('tuned_moe_config', CPU, 'dummy', 'moe', 'needs a GPU'),
         ('tuned_moe_config', GPU, 'dummy', 'moe', 'FOLDER names no folder'),
         ('ngram_speculation', CPU, 'dummy', 'moe', 'needs real weights'),
-        ('ngram_speculation', CPU, 'real', 'dense', None),
-        ('draft_speculation', CPU, 'real', 'moe', None),
+        ('ngram_speculation', GPU, 'real', 'dense', None),
+        ('draft_speculation', GPU, 'real', 'moe', None),
         ('draft_speculation', CPU, 'real', 'dense', 'has no experts'),
         ('equal_kv_memory', CPU, 'dummy', 'moe', 'needs a GPU'),
         # A GPU that vLLM's CPU build does not use.
@@ -255,3 +255,12 @@ def test_unknown_variant():
     ):
         with pytest.raises(HarnessError, match="variants='fast': there is no"):
             ask('fast')
+
+
+@pytest.mark.parametrize('name', ['ngram_speculation', 'draft_speculation'])
+def test_a_cpu_speculates_greedily(name: str):
+    reason = unavailable(name, CPU, 'real', 'moe')
+    assert reason is not None
+    assert reason.startswith('needs a GPU, or workload.greedy: ')
+    assert unavailable(name, CPU, 'real', 'moe', greedy=True) is None
+    assert unavailable(name, GPU, 'real', 'moe') is None

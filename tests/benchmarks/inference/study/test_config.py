@@ -171,6 +171,12 @@ LOW = 'it is out of range. Fix: set it to a number '
             'engine.max_num_seqs=None: the unbounded rate is measured in '
             'whole batches of so many. Fix: set it, or set rates.unbounded: ',
         ),
+        (
+            'workload greedy',
+            True,
+            'workload.greedy=True: the likeliest tokens of dummy weights are '
+            'a few, again and again. Fix: remove it',
+        ),
         ('workload', 3, f'workload=3: {MISSING}dict'),
         (
             'workload warmup_requests',

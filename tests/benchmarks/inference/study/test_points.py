@@ -207,8 +207,11 @@ def test_recorded_routing_is_known_by_its_shares(tmp_path: Path):
 
 
 def real_study(folder: Path) -> Study:
-    return read(
-        folder,
+    return read(folder, *real_changes(folder))
+
+
+def real_changes(folder: Path) -> list[tuple[str, Any]]:
+    return [
         ('load_format', 'real'),
         ('routing', None),
         ('top_k', [2]),
@@ -224,7 +227,7 @@ def real_study(folder: Path) -> Study:
                 },
             },
         ),
-    )
+    ]
 
 
 def write_real(folder: Path, **config: Any) -> None:
@@ -260,6 +263,22 @@ def test_real_weights(tmp_path: Path):
     again = list_servers(real_study(tmp_path))
     assert again[0].id == dense.id
     assert again[1].id != moe.id
+
+
+def test_greedy_decoding_has_its_own_ids(tmp_path: Path):
+    write_real(tmp_path / 'dense')
+    write_real(tmp_path / 'moe', num_local_experts=4)
+    drawn = Point(list_servers(real_study(tmp_path))[0], 0.5, 0)
+    assert 'greedy' not in drawn.config['workload']
+    path = write_study(
+        tmp_path, [
+            *real_changes(tmp_path),
+            ('workload greedy', True),
+        ]
+    )
+    greedy = Point(list_servers(read_study(path))[0], 0.5, 0)
+    assert greedy.config['workload']['greedy'] is True
+    assert greedy.id != drawn.id
 
 
 def test_real_weights_of_fewer_experts(tmp_path: Path):
