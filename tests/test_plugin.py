@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / 'foundry_upcycle'
 LAYERS = (
     'errors',
     'config',
+    'files',
     'planning',
     'models',
     'recipes',

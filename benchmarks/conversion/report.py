@@ -63,8 +63,8 @@ buffers. Bound: 1.5 x all experts of one layer in the output's dtype + 1 GiB.
 Seconds leave imports out and include the manifest (SHA-256 of the source); \
 `cp` copies what the job wrote, on the same disk, right after it. Both start \
 after a sync and end without one: what is timed is writing to the page cache, \
-and to the disk where that is full. Medians over the rounds; of the ratios of \
-a round also the range. CPU: seconds of all threads, ours and `cp`.
+and to the disk where that is full. Medians over {rounds} rounds; of the ratios \
+of a round also the range. 1B in float32 is left out: 27 GB, three times. CPU: seconds of all threads, ours and `cp`.
 
 | model | dtype | job | output GB | seconds | `cp` | / `cp` | CPU | peak MiB \
 | bound MiB | |
@@ -109,6 +109,11 @@ def write_report(out: Path) -> None:
     _plot(groups, out)
 
 
+def _span(n_rounds: set[int]) -> str:
+    few, many = min(n_rounds), max(n_rounds)
+    return str(few) if few == many else f'{few} to {many}'
+
+
 def _by_job(samples: Sequence[Sample]) -> list[_Rounds]:
     """The rounds of each job on each model, smallest model first."""
     groups: dict[Any, _Rounds] = {}
@@ -137,7 +142,9 @@ def _markdown(content: dict[str, Any], groups: list[_Rounds]) -> str:
         rounds for rounds in groups
         if rounds[0].job == 'llama' or rounds[0].job in _PEERS
     ]
+    n_rounds = {len(rounds) for rounds in groups}
     return _TEXT.format(
+        rounds=_span(n_rounds),
         machine='\n'.join(f'- {fact}' for fact in facts),
         imports=max((r[0].imports_mib for r in ours), default=0),
         ours='\n'.join(map(_row_beside_cp, ours)),

@@ -8,8 +8,9 @@ __all__ = [
     'ExpertName',
     'clean_name',
     'dense_mlp_type',
-    'is_moe_name',
     'expert_name',
+    'is_mixture',
+    'is_moe_name',
     'parse_expert_name',
     'parse_router_name',
 ]
@@ -101,6 +102,11 @@ def is_moe_name(name: str) -> bool:
         parse_expert_name(name) is not None
         or parse_router_name(name) is not None
     )
+
+
+def is_mixture(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are those of a mixture of experts."""
+    return any(is_moe_name(name) for name in names)
 
 
 def clean_name(name: str) -> str:

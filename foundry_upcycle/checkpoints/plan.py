@@ -14,6 +14,7 @@ from foundry_upcycle.checkpoints.base import (
 )
 from foundry_upcycle.checkpoints.names import (
     EXPERT_WEIGHTS,
+    is_mixture,
     is_moe_name,
     parse_expert_name,
     parse_router_name,
@@ -112,7 +113,7 @@ def refuse_mixture(reader: Checkpoint) -> None:
 
 
 def _check_kinds(reader: Checkpoint, targets: _Shapes) -> None:
-    if not any(is_moe_name(name) for name in targets):
+    if not is_mixture(targets):
         raise CheckpointError(
             reader.path,
             'it is to fill a model without experts.',

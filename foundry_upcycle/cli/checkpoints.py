@@ -191,7 +191,8 @@ def export_hf(
 ) -> None:
     """Makes a Hugging Face folder that transformers and vLLM load.
 
-    A dense model becomes what it came from, a mixture Mixtral (Qwen3-MoE
+    A dense model becomes what --like is of (else the plainest architecture
+    that holds it), a mixture Mixtral (Qwen3-MoE
     where queries and keys are normalised).
 
     Example: foundry-upcycle export-hf runs/upcycle/latest-rank0.pt served

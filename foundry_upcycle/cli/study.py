@@ -47,7 +47,7 @@ def run(
         bool,
         typer.Option(
             '--dry-run',
-            help='Print the commands that are left instead, for a cluster.',
+            help='Print the commands that can start now instead, for a cluster.',
         ),
     ] = False,
 ) -> None:

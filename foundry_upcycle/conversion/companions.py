@@ -1,15 +1,13 @@
 """What lies beside a Hugging Face folder's weights: tokenizer and configs."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from foundry_upcycle.errors import CheckpointError
 
-__all__ = ['check_vocabulary', 'copy_companions', 'read_config']
+__all__ = ['check_vocabulary', 'copy_companions']
 
 _FILES = (
     'config.json',
@@ -24,23 +22,6 @@ _FILES = (
     'chat_template.jinja',
     'chat_template.json',
 )
-
-
-def read_config(folder: str) -> dict[str, Any]:
-    """Content of a folder's ``config.json``.
-
-    Raises:
-        CheckpointError: There is none, or it is damaged.
-    """
-    file = Path(folder, 'config.json')
-    try:
-        return dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            file,
-            f'it is missing or damaged ({error}).',
-            'name a Hugging Face folder.',
-        ) from error
 
 
 def copy_companions(source: str, folder: Path) -> None:

@@ -8,14 +8,14 @@ import torch
 from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
 from foundry_upcycle.checkpoints.huggingface.architectures import TOKEN_IDS
 from foundry_upcycle.checkpoints.huggingface.export import ExportedCheckpoint
-from foundry_upcycle.checkpoints.names import is_moe_name
+from foundry_upcycle.checkpoints.huggingface.reader import read_config
+from foundry_upcycle.checkpoints.names import is_mixture
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.writers.output import Progress
 from foundry_upcycle.checkpoints.writers.safetensors import write_safetensors
 from foundry_upcycle.conversion.companions import (
     check_vocabulary,
     copy_companions,
-    read_config,
 )
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import Writer, n_bytes, save
@@ -62,8 +62,9 @@ def huggingface_writer(
 ) -> Writer:
     """What writes ``checkpoint`` as a Hugging Face folder."""
     likes = read_config(like) if like else {}
-    is_mixture = any(is_moe_name(name) for name in checkpoint.tensors)
-    model_type = None if is_mixture else likes.get('model_type')
+    # A mixture takes another architecture than its dense parent's.
+    is_dense = not is_mixture(checkpoint.tensors)
+    model_type = likes.get('model_type') if is_dense else None
     view = ExportedCheckpoint(checkpoint, model_type)
     config: dict[str, Any] = dict(view.config)
     config.update({key: likes.get(key) for key in TOKEN_IDS})

@@ -12,7 +12,7 @@ import yaml
 from foundry_upcycle.checkpoints.base import dtype_name
 from foundry_upcycle.checkpoints.huggingface.gguf import unpack_gguf
 from foundry_upcycle.checkpoints.huggingface.reader import HuggingFaceReader
-from foundry_upcycle.checkpoints.names import is_moe_name
+from foundry_upcycle.checkpoints.names import is_mixture
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.output import Progress
 from foundry_upcycle.conversion.companions import (
@@ -44,10 +44,10 @@ def import_hf(
 ) -> None:
     """Writes a folder that an LLM Foundry run starts from.
 
-    It holds ``checkpoint.pt`` (Composer's), ``model.yaml`` (the sections
-    ``model`` and ``tokenizer`` of a train YAML) and ``hf`` (config, generation
-    config and tokenizer of the source, as the tokenizer's name and for
-    ``export_hf``).
+    It holds ``checkpoint.pt`` (Composer's), ``model.yaml`` (of a train
+    YAML: ``max_seq_len``, ``model`` and ``tokenizer``) and ``hf`` (config,
+    generation config and tokenizer of the source, as the tokenizer's name and
+    for ``export_hf``).
 
     Args:
         source: A Hugging Face folder with safetensors, or a GGUF file.
@@ -97,11 +97,11 @@ def _refuse_rounded_gemma(
 
 def _sections(reader: HuggingFaceReader, tokenizer: str) -> dict[str, Any]:
     model = reader.section
-    is_mixture = any(is_moe_name(name) for name in reader.tensors)
+    name = 'upcycled_mpt' if is_mixture(reader.tensors) else 'mpt_causal_lm'
     return {
         'max_seq_len': model['max_seq_len'],
         'model': {
-            'name': 'upcycled_mpt' if is_mixture else 'mpt_causal_lm',
+            'name': name,
             **model,
         },
         'tokenizer': {

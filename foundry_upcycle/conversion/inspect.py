@@ -5,11 +5,13 @@ import os
 import torch
 
 from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
-from foundry_upcycle.checkpoints.huggingface.reader import is_huggingface_folder
+from foundry_upcycle.checkpoints.huggingface.reader import (
+    is_huggingface_folder,
+    read_config,
+)
 from foundry_upcycle.checkpoints.names import parse_router_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.settings import require_mpt
-from foundry_upcycle.conversion.companions import read_config
 from foundry_upcycle.conversion.manifest import chain_of_manifests
 from foundry_upcycle.errors import CheckpointError
 

@@ -12,6 +12,7 @@ from typing import Any, Mapping, Optional
 
 from foundry_upcycle.checkpoints.open import checkpoint_files
 from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.files import write_whole
 
 __all__ = [
     'Provenance',
@@ -170,6 +171,4 @@ class Provenance:
             },
             'outputs': outputs,
         }
-        partial = file.with_name(f'{file.name}.partial')
-        partial.write_text(json.dumps(manifest, indent=2) + '\n')
-        partial.replace(file)
+        write_whole(file, json.dumps(manifest, indent=2) + '\n')

@@ -12,7 +12,7 @@ from foundry_upcycle.checkpoints.exactness import check_same_function
 from foundry_upcycle.checkpoints.names import (
     dense_mlp_type,
     expert_name,
-    is_moe_name,
+    is_mixture,
     parse_router_name,
 )
 from foundry_upcycle.checkpoints.open import open_checkpoint
@@ -150,7 +150,7 @@ def verify(
 
 
 def _check_comparable(source: Checkpoint, target: Checkpoint) -> None:
-    if not any(is_moe_name(name) for name in target.tensors):
+    if not is_mixture(target.tensors):
         raise CheckpointError(
             target.path,
             'it holds no experts.',

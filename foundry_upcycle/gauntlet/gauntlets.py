@@ -202,8 +202,8 @@ def announce_left_out(path: str) -> None:
         return
     n_scored = len(gauntlet.benchmarks)
     print(
-        f'eval_gauntlet {gauntlet.name}: left out, as their files are '
-        f"missing: {', '.join(gauntlet.left_out)}. "
+        f'eval_gauntlet {gauntlet.name}: left out, as their files were missing, '
+        f"damaged or not as released: {', '.join(gauntlet.left_out)}. "
         f"{', '.join(gauntlet.averages)} is over the other {n_scored} of "
         f'{n_scored + len(gauntlet.left_out)} tasks.',
         flush=True,

@@ -10,6 +10,7 @@ from typing import Any, Iterator, Literal, Mapping, Optional, Sequence
 import yaml
 
 from foundry_upcycle.errors import ConfigError, TaskDataError
+from foundry_upcycle.files import write_whole
 from foundry_upcycle.gauntlet.gauntlets import FOLDER, read_gauntlet
 from foundry_upcycle.gauntlet.sources import Source
 from foundry_upcycle.gauntlet.tasks import Task, check_data, read_tasks
@@ -21,7 +22,9 @@ GAUNTLETS = ('paper', 'v0.3')
 
 State = Literal['present', 'modified', 'damaged', 'missing']
 
-_DIGEST = re.compile(r'(SHA256|GIT) \((.+)\) = ([0-9a-f]+)')
+_DIGEST = re.compile(
+    r'(?P<kind>SHA256|GIT) \((?P<path>.+)\) = (?P<digest>[0-9a-f]+)',
+)
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,7 @@ def _digests() -> dict[str, tuple[str, str]]:
     """Path -> kind and digest of the released file."""
     lines = (FOLDER / 'data_digests.txt').read_text().splitlines()
     found = filter(None, map(_DIGEST.fullmatch, lines))
-    return {path: (kind, digest) for kind, path, digest in map(_groups, found)}
-
-
-def _groups(match: re.Match[str]) -> tuple[str, str, str]:
-    return match[1], match[2], match[3]
+    return {match['path']: (match['kind'], match['digest']) for match in found}
 
 
 def _prepare_file(
@@ -204,6 +203,4 @@ def _write_gauntlet(name: str, folder: Path, used: set[str]) -> None:
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(content, sort_keys=False)
     header = '# Written by `foundry-upcycle gauntlet prepare`.\n'
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(header + text)
-    partial.replace(path)
+    write_whole(path, header + text)

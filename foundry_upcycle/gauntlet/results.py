@@ -15,6 +15,7 @@ from typing import Any, Mapping, Optional
 import numpy as np
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.files import write_whole
 from foundry_upcycle.gauntlet.mlflow_run import MLFLOW, mlflow_metrics
 
 __all__ = [
@@ -108,10 +109,7 @@ def write_results(
         'precision': precision,
         'tasks': tasks,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'{path.name}.unfinished')
-    unfinished.write_text(json.dumps(content, indent=1) + '\n')
-    unfinished.replace(path)
+    write_whole(path, json.dumps(content, indent=1) + '\n')
 
 
 def read_results(

@@ -26,7 +26,7 @@ class PaperPoint:
     Args:
         tokens: Trained on in it.
         final_loss: Training cross entropy of its last 50 steps, nats a token.
-        core_average: Gauntlet v0.3; 0 is guessing, 1 all right.
+        core_average: Of the paper's tasks; 0 is guessing, 1 all right.
     """
 
     tokens: float

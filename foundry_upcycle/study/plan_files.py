@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Iterable, Mapping, Optional
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.files import write_whole
 from foundry_upcycle.study.config import Study
 from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.measured import Measured
@@ -37,10 +38,7 @@ def write_yamls(grid: Grid) -> None:
         if path not in texts:
             path.unlink()
     for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f'{path.name}.unfinished')
-        unfinished.write_text(text)
-        unfinished.replace(path)
+        write_whole(path, text)
 
 
 def require_unchanged(

@@ -1,10 +1,7 @@
 """Results of in-context tasks are kept example by example."""
 
 import json
-import os
 import string
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from llmfoundry.command_utils import eval_from_yaml
 from llmfoundry.utils.builders import build_callback, build_icl_evaluators
 from omegaconf import OmegaConf
 from tiny_tasks import write_records
+from two_ranks import run_on_two_ranks
 
 from foundry_upcycle.callbacks.icl_results import _written
 from foundry_upcycle.data.tokenizer import train_tokenizer
@@ -141,24 +139,11 @@ def test_each_model_has_its_file(shared: Path, tmp_path: Path):
 
 def test_two_ranks_give_what_one_does(shared: Path, tmp_path: Path):
     evaluate(shared)
-    environment = {
-        **os.environ,
-        'OMP_NUM_THREADS': '1',
-        'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
-    }
     (tmp_path / 'two').mkdir()
-    subprocess.run(
-        [
-            Path(sys.executable).with_name('composer'),
-            '-n',
-            '2',
-            ROOT / 'eval.py',
-            shared / 'eval.yaml',
-        ],
+    run_on_two_ranks(
+        ROOT / 'eval.py',
+        shared / 'eval.yaml',
         cwd=tmp_path / 'two',
-        env=environment,
-        check=True,
-        capture_output=True,
     )
     # With these a rank of the next evaluation would replace what another reads.
     assert not list((tmp_path / 'two').glob('*_tmp'))

@@ -6,7 +6,6 @@ import tiny_hf
 from foundry_upcycle.conversion.companions import (
     check_vocabulary,
     copy_companions,
-    read_config,
 )
 from foundry_upcycle.errors import CheckpointError
 
@@ -45,13 +44,3 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
 
 def test_a_folder_without_tokenizer_passes(tmp_path):
     check_vocabulary(str(tmp_path), 1)
-
-
-@pytest.mark.parametrize('content', [None, '{', b'\xff'])
-def test_a_bad_config_is_refused(tmp_path, content):
-    if isinstance(content, str):
-        (tmp_path / 'config.json').write_text(content)
-    elif content:
-        (tmp_path / 'config.json').write_bytes(content)
-    with pytest.raises(CheckpointError, match='config.json: it is missing or'):
-        read_config(str(tmp_path))

@@ -1,8 +1,5 @@
 """Two ranks equal one; sharded equals whole; resumed equals uninterrupted."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from composer import Callback
 from composer.loggers import InMemoryLogger
 from llmfoundry.models.mpt import MPTForCausalLM
 from llmfoundry.utils.builders import build_callback
+from two_ranks import run_on_two_ranks
 
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import UpcyclingConfig
@@ -19,7 +17,6 @@ from foundry_upcycle.conversion.convert import convert
 from foundry_upcycle.conversion.export_hf import export_hf
 
 WORKER = Path(__file__).with_name('worker.py')
-TESTS = WORKER.parent.parent
 
 
 @pytest.fixture(scope='module')
@@ -29,23 +26,7 @@ def folder(tmp_path_factory) -> Path:
     dense = tiny.save_dense(tiny.build_dense(), folder / 'dense.pt')
     export_hf(dense, str(folder / 'llama'))
     convert(UpcyclingConfig(dense), str(folder / 'moe'), 'dcp')
-    bin_folder = str(Path(sys.executable).parent)
-    environment = {
-        **os.environ,
-        'FSDP_VERSION': '2',
-        'OMP_NUM_THREADS': '1',
-        'PATH': f'{bin_folder}:{os.environ["PATH"]}',
-        'PYTHONPATH': str(TESTS),
-    }
-    result = subprocess.run(
-        ['composer', '-n', '2', str(WORKER),
-         str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_on_two_ranks(WORKER, folder)
     return folder
 
 

@@ -192,7 +192,8 @@ def test_what_is_left_out_is_said(
     for _ in range(2):  # Once, also where the callback says so again.
         check_tasks(str(folder / 'eval.yaml'), [])
     assert capsys.readouterr().out == (
-        'eval_gauntlet gauntlet: left out, as their files are missing: '
+        'eval_gauntlet gauntlet: left out, as their files were missing, '
+        'damaged or not as released: '
         'cats/0-shot. default_average is over the other 1 of 2 tasks.\n'
     )
 

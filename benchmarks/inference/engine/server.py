@@ -45,14 +45,14 @@ _METRICS_SECONDS = 60
 # Variables of vLLM's that say where, not how.
 _KEPT_VARIABLES = ('VLLM_CACHE_ROOT', 'VLLM_CONFIG_ROOT')
 
-# What an engine section of a study may hold, as flags of `vllm serve`.
+# What an engine section, as a variant changes it, may hold, as flags of
+# `vllm serve`.
 _FLAGS = {
     'dtype': '--dtype',
     'max_model_len': '--max-model-len',
     'tensor_parallel_size': '--tensor-parallel-size',
     'max_num_seqs': '--max-num-seqs',
     'max_num_batched_tokens': '--max-num-batched-tokens',
-    'gpu_memory_utilization': '--gpu-memory-utilization',
     'kv_cache_dtype': '--kv-cache-dtype',
 }
 

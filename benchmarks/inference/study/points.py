@@ -232,12 +232,15 @@ def _models(study: Study, size: Size) -> Iterator[tuple[str, int, int]]:
 def _experts_in(folder: Path) -> int:
     path = folder / 'config.json'
     try:
-        return int(json.loads(path.read_text())['num_local_experts'])
+        config = json.loads(path.read_text())
+        # Mixtral's key, else Qwen3-MoE's.
+        key = 'num_local_experts'
+        return int(config[key if key in config else 'num_experts'])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise HarnessError(
             'moe.folder',
             str(folder),
-            f'it has no config.json of a Mixtral ({error!r}).',
+            f'it has no config.json of a mixture ({error!r}).',
             'name a folder that foundry-upcycle export-hf wrote.',
         ) from error
 

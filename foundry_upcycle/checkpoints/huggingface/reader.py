@@ -27,6 +27,7 @@ __all__ = [
     'SINGLE',
     'HuggingFaceReader',
     'is_huggingface_folder',
+    'read_config',
     'weight_files',
 ]
 
@@ -79,7 +80,7 @@ class HuggingFaceReader(Checkpoint):
 
     def __init__(self, path: str):
         self.path = path
-        hf_config = _read_json(path, _CONFIG)
+        hf_config = read_config(path)
         self._stored = _stored_tensors(path)
         self.section = section = to_mpt(hf_config)
         self._parts: dict[str, list[Part]] = {}
@@ -201,6 +202,15 @@ def is_huggingface_folder(path: str) -> bool:
     return os.path.isfile(os.path.join(path, _CONFIG))
 
 
+def read_config(folder: str) -> dict[str, Any]:
+    """Content of a folder's ``config.json``.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    return _read_json(folder, _CONFIG)
+
+
 def weight_files(folder: str) -> list[str]:
     """Names of the files that make up the model in a Hugging Face folder.
 
@@ -246,7 +256,7 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
         raise CheckpointError(
             path,
             f'it is missing or not JSON ({error}).',
-            _COPY_AGAIN,
+            'name a Hugging Face folder, or copy it again.',
         ) from error
 
 

@@ -17,7 +17,7 @@ from torch._utils import _rebuild_tensor_v2, _rebuild_tensor_v3
 from torch.storage import _dtype_to_storage_type_map
 
 from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo, nest
-from foundry_upcycle.checkpoints.names import is_moe_name
+from foundry_upcycle.checkpoints.names import is_mixture
 from foundry_upcycle.checkpoints.writers.output import (
     Progress,
     stored_tensors,
@@ -71,11 +71,10 @@ def composer_state(
     tensors: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What Composer saves with ``save_weights_only``, and no tokenizer."""
-    is_moe = any(is_moe_name(name) for name in tensors)
     config = {
         'file_extension': '.json',
         'content': nest(checkpoint.model_config),
-        'class': _MOE_CLASS if is_moe else _DENSE_CLASS,
+        'class': _MOE_CLASS if is_mixture(tensors) else _DENSE_CLASS,
     }
     huggingface = {'model': {'config': config}, 'tokenizer': {}}
     state = {

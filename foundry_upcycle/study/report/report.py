@@ -50,7 +50,7 @@ def write_report(
         results: What was measured, in whole or in part.
         out: Folder for ``report.md``, ``report.html`` (which holds its figures
             and opens offline) and ``figures/`` (each as PNG and SVG).
-        serving: What serving costs, as ``study.serving`` reads it.
+        serving: What serving costs, as ``read_serving`` reads it.
 
     Returns:
         ``report.md``.

@@ -17,6 +17,7 @@ from foundry_upcycle.checkpoints.huggingface.export import ExportedCheckpoint
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
     is_huggingface_folder,
+    read_config,
     weight_files,
 )
 from foundry_upcycle.errors import CheckpointError
@@ -443,3 +444,13 @@ def test_the_config_must_be_that_of_the_weights(folder):
     edit_config(folder, num_hidden_layers=3)
     with pytest.raises(CheckpointError, match='has no model.layers.2.input'):
         HuggingFaceReader(str(folder))
+
+
+@pytest.mark.parametrize('content', [None, '{', b'\xff'])
+def test_a_bad_config_is_refused(tmp_path, content):
+    if isinstance(content, str):
+        (tmp_path / 'config.json').write_text(content)
+    elif content:
+        (tmp_path / 'config.json').write_bytes(content)
+    with pytest.raises(CheckpointError, match='config.json: it is missing or'):
+        read_config(str(tmp_path))

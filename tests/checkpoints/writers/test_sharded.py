@@ -1,7 +1,6 @@
 """Run as a program by Composer's launcher: loads on two ranks."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from composer.utils import dist, get_device
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from two_ranks import run_on_two_ranks
 
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.readers.monolithic import MonolithicReader
@@ -97,23 +97,7 @@ def test_missing_rows_are_an_error(tmp_path, monkeypatch):
 def test_two_ranks_load_it(tmp_path):
     source = tiny.save_dense(tiny.build_moe(), tmp_path / 'source.pt')
     write_sharded(open_checkpoint(source), tmp_path / 'out', None, ignore)
-    bin_folder = str(Path(sys.executable).parent)
-    environment = {
-        **os.environ,
-        'FSDP_VERSION': '2',
-        'OMP_NUM_THREADS': '1',
-        'PATH': f'{bin_folder}:{os.environ["PATH"]}',
-        'PYTHONPATH': str(Path(tiny.__file__).parent),
-    }
-    result = subprocess.run(
-        ['composer', '-n', '2', __file__,
-         str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_on_two_ranks(__file__, tmp_path)
     expected = torch.load(source, weights_only=True)['state']['model']
     loaded = torch.load(tmp_path / 'loaded', weights_only=True)
     assert loaded.keys() == expected.keys()

@@ -1,4 +1,4 @@
-"""``benchmarks/inference/statistics.py``: intervals over few runs."""
+"""``analysis/intervals.py``: intervals over few runs."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""``benchmarks/inference/analysis/steady.py``: by hand, and on simulated servers."""
+"""``analysis/steady.py``: by hand, and on simulated servers."""
 
 import heapq
 from typing import Any, Optional

@@ -1,4 +1,4 @@
-"""``benchmarks/inference/runner.py``, with a stand-in for vLLM."""
+"""``run/runner.py``, with a stand-in for vLLM."""
 
 import json
 import re

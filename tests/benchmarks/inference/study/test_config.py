@@ -1,4 +1,4 @@
-"""``benchmarks/inference/study.py``: what a study YAML may say."""
+"""``study/config.py``: what a study YAML may say."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``benchmarks/inference/points.py`` and ``plan.py``: what is measured."""
+"""``study/points.py`` and ``run/plan.py``: what is measured."""
 
 import json
 import struct
@@ -265,6 +265,12 @@ def test_real_weights(tmp_path: Path):
     assert again[1].id != moe.id
 
 
+def test_qwen3_mixtures(tmp_path: Path):
+    write_real(tmp_path / 'dense')
+    write_real(tmp_path / 'moe', num_experts=4)
+    assert [s.experts for s in list_servers(real_study(tmp_path))] == [1, 4, 4]
+
+
 def test_greedy_decoding_has_its_own_ids(tmp_path: Path):
     write_real(tmp_path / 'dense')
     write_real(tmp_path / 'moe', num_local_experts=4)
@@ -333,7 +339,7 @@ def test_real_weights_that_are_missing(tmp_path: Path):
 def test_mixture_that_is_none(tmp_path: Path):
     write_real(tmp_path / 'dense')
     write_real(tmp_path / 'moe')
-    with pytest.raises(HarnessError, match='no config.json of a Mixtral'):
+    with pytest.raises(HarnessError, match='no config.json of a mixture'):
         list_servers(real_study(tmp_path))
 
 

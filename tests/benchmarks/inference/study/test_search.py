@@ -1,4 +1,4 @@
-"""``benchmarks/inference/search.py``: which rates are measured."""
+"""``study/search.py``: which rates are measured."""
 
 from typing import Optional
 
