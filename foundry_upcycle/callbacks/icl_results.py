@@ -1,10 +1,11 @@
 """The callback ``icl_results``: keeps what evaluations measured."""
 
+import hashlib
 import re
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sized
 
 from composer import Callback, Logger, State
 from composer.utils import dist
@@ -15,6 +16,9 @@ from foundry_upcycle.gauntlet.results import write_results
 from foundry_upcycle.gauntlet.tasks import remove_links
 
 __all__ = ['ICLResults']
+
+# Of a file's name, which may have 255 bytes with what is added to it.
+_LONGEST = 120
 
 # By evaluations in this process: of the models of one YAML.
 _written: set[Path] = set()
@@ -119,7 +123,10 @@ class ICLResults(Callback):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         by_rank = dist.all_gather_object(self._correct)
-        correct = _interleaved(by_rank)
+        n = _n_examples(state.dataloader)
+        # After these may be some that fill the last batch: Foundry counts them
+        # where records have fewer choices than the first.
+        correct = _interleaved(by_rank)[:n]
         label = str(state.dataloader_label)
         if not correct:
             _warn_if_in_context(label, state.eval_metrics.get(label, {}))
@@ -205,8 +212,17 @@ def _interleaved(by_rank: list[list[int]]) -> list[int]:
     ]
 
 
+def _n_examples(dataloader: Any) -> Optional[int]:
+    dataset = getattr(dataloader, 'dataset', None)
+    return len(dataset) if isinstance(dataset, Sized) else None
+
+
 def _slug(name: str) -> str:
-    return re.sub(r'[^\w.]+', '-', name.removesuffix('.pt')).strip('-')
+    slug = re.sub(r'[^\w.]+', '-', name.removesuffix('.pt')).strip('-')
+    if len(slug) <= _LONGEST:
+        return slug
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f'{digest}{slug[8 - _LONGEST:]}'
 
 
 def _warn_if_in_context(label: str, metrics: Mapping[str, Any]) -> None:

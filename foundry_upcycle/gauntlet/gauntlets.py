@@ -69,6 +69,7 @@ class Gauntlet:
             their scores.
         averages: Average -> the categories of whose scores it is the mean.
         left_out: Tasks that it would have, were their results or files there.
+        left_out_categories: Categories of which these are all tasks.
         scoring: Foundry's settings of how tasks are weighed.
     """
 
@@ -76,6 +77,7 @@ class Gauntlet:
     categories: Mapping[str, tuple[Benchmark, ...]]
     averages: Mapping[str, tuple[str, ...]]
     left_out: tuple[str, ...] = ()
+    left_out_categories: tuple[str, ...] = ()
     scoring: Mapping[str, Any] = field(default_factory=lambda: dict(_SCORING))
 
     @property
@@ -100,6 +102,8 @@ class Gauntlet:
                         if b.label in labels)
             for name, benchmarks in self.categories.items()
         }
+        empty = (name for name, of in categories.items() if not of)
+        left_out_categories = (*self.left_out_categories, *empty)
         categories = {name: of for name, of in categories.items() if of}
         gone = (b.label for b in self.benchmarks if b.label not in labels)
         return Gauntlet(
@@ -112,8 +116,17 @@ class Gauntlet:
                 for average, names in self.averages.items()
             },
             (*self.left_out, *gone),
+            left_out_categories,
             self.scoring,
         )
+
+    def say_left_out(self) -> str:
+        """Tasks that are left out, and categories that are therefore gone."""
+        tasks = ', '.join(self.left_out)
+        if not self.left_out_categories:
+            return f'{tasks}.'
+        categories = ', '.join(self.left_out_categories)
+        return f'{tasks}. No task is left of {categories}.'
 
     def require_scoring(self) -> None:
         """Checks that tasks weigh the same, above chance.
@@ -145,6 +158,7 @@ class Gauntlet:
                 } for name, benchmarks in self.categories.items()],
             },
             'left_out': list(self.left_out),
+            'left_out_categories': list(self.left_out_categories),
         }
 
 
@@ -203,7 +217,7 @@ def announce_left_out(path: str) -> None:
     n_scored = len(gauntlet.benchmarks)
     print(
         f'eval_gauntlet {gauntlet.name}: left out, as their files were missing, '
-        f"damaged or not as released: {', '.join(gauntlet.left_out)}. "
+        f'damaged or not as released: {gauntlet.say_left_out()} '
         f"{', '.join(gauntlet.averages)} is over the other {n_scored} of "
         f'{n_scored + len(gauntlet.left_out)} tasks.',
         flush=True,
@@ -230,7 +244,10 @@ def parse_gauntlet(path: str, content: Any) -> Gauntlet:
             average: _names(names)
             for average, names in (settings.get('averages') or {}).items()
         }
-        left_out = _names(content.get('left_out') or [])
+        left_out, left_out_categories = (
+            _names(content.get(key) or [])
+            for key in ('left_out', 'left_out_categories')
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             'eval_gauntlet',
@@ -261,7 +278,14 @@ def parse_gauntlet(path: str, content: Any) -> Gauntlet:
     if not averages:
         averages = {'default_average': tuple(categories)}  # As Foundry's.
     scoring = {key: settings.get(key, only) for key, only in _SCORING.items()}
-    return Gauntlet(Path(path).stem, categories, averages, left_out, scoring)
+    return Gauntlet(
+        Path(path).stem,
+        categories,
+        averages,
+        left_out,
+        left_out_categories,
+        scoring,
+    )
 
 
 def _benchmark(settings: Any) -> Benchmark:

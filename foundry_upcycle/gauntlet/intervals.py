@@ -55,7 +55,9 @@ def binomial_interval(accuracy: float, n: int) -> tuple[float, float]:
     center = (accuracy + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     spread = math.sqrt(accuracy * (1 - accuracy) / n + _Z**2 / (4 * n**2))
     half = _Z * spread / (1 + _Z**2 / n)
-    return center - half, center + half
+    # Of 0 and 1 the formula's ends are those, but for rounding.
+    low = max(0.0, min(center - half, accuracy))
+    return low, min(1.0, max(center + half, accuracy))
 
 
 @dataclass(frozen=True)

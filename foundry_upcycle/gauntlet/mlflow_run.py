@@ -3,29 +3,15 @@
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Sequence
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['MLFLOW', 'mlflow_histories', 'mlflow_metrics']
+__all__ = ['MLFLOW', 'mlflow_histories']
 
 # What a source that is a run starts with.
 MLFLOW = 'mlflow:'
 _SQLITE = 'sqlite:///'
-
-
-def mlflow_metrics(source: str) -> Mapping[str, float]:
-    """The latest value of each metric.
-
-    Args:
-        source: ``mlflow:<tracking URI>#<run name or id>``.
-
-    Raises:
-        ConfigError: There is no such store or run, it can't be read, or there
-            are several runs.
-    """
-    _, run = _open('results', source)
-    return run.data.metrics
 
 
 def mlflow_histories(
@@ -45,7 +31,8 @@ def mlflow_histories(
         names: Of the metrics, from start to end.
 
     Raises:
-        ConfigError: See ``mlflow_metrics``.
+        ConfigError: There is no such store or run, it can't be read, or there
+            are several runs.
     """
     client, run = _open(key, source)
     with _errors(key, source):

@@ -1,5 +1,6 @@
 """What can be checked of a run before anything is loaded, or said of it."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -8,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from foundry_upcycle.checkpoints.exactness import check_same_model
 from foundry_upcycle.checkpoints.open import open_checkpoint
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.gauntlet.gauntlets import (
     announce_left_out,
     parse_gauntlet,
@@ -23,6 +24,8 @@ _MPT = ('mpt_causal_lm', 'upcycled_mpt')
 
 def check_eval(yaml_path: str, overrides: Sequence[str]) -> None:
     """Checks tasks and checkpoints of an eval YAML; see ``check_tasks``.
+
+    Checkpoints at a URI are warned of, and pass.
 
     Raises:
         ConfigError: A task can't be run, or a checkpoint is not of its model.
@@ -39,7 +42,15 @@ def check_eval(yaml_path: str, overrides: Sequence[str]) -> None:
         model, load_path = entry.get('model') or {}, entry.get('load_path')
         if model.get('name') not in _MPT or not isinstance(load_path, str):
             continue
-        if '://' not in load_path:  # The run downloads those, once.
+        if '://' in load_path:  # The run downloads it, once.
+            warnings.warn(
+                f'{load_path} is not compared with {key} beforehand. The run '
+                'compares names and shapes only: see that activation, number '
+                'of heads, rope and norm settings are those of its training.',
+                UpcyclingWarning,
+                stacklevel=2,
+            )
+        else:
             check_same_model(open_checkpoint(load_path), model, key)
 
 
@@ -85,8 +96,10 @@ def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_tasks(config: Mapping[str, Any]) -> None:
-    tasks = config.get('icl_tasks')
+    tasks, gauntlet = config.get('icl_tasks'), config.get('eval_gauntlet')
     if tasks is None:
+        if gauntlet is not None:
+            _check_gauntlet(gauntlet, set())
         return
     for path in config.get('code_paths') or ():
         import_file(path)  # It may bring types of tasks.
@@ -94,7 +107,6 @@ def _check_tasks(config: Mapping[str, Any]) -> None:
     for task in tasks:
         if '://' not in task.dataset_uri:
             check_data(task, Path(task.dataset_uri))
-    gauntlet = config.get('eval_gauntlet')
     if gauntlet is None:
         return
     _check_gauntlet(gauntlet, {b for task in tasks for b in task.benchmarks})

@@ -147,26 +147,23 @@ def _prepare_file(
         return DataFile(path, 'present', True, _check(tasks, target))
     if not is_there and not target.is_file():
         return DataFile(path, 'missing', False, problem='not in the source')
-    # What is there already goes before another that is not the released one.
-    other = target if target.is_file() else partial
-    try:
-        n_records = _check(tasks, other)
-    except (ConfigError, TaskDataError) as error:
-        place = str(target) if other is target else f'{path} of the source'
-        problem = str(error).replace(str(other), place)
-        return DataFile(path, 'damaged', False, problem=problem)
-    else:
+    # What is there already, if it can be used, goes before another that is not
+    # the released one.
+    problems = []
+    for other in filter(Path.is_file, (target, partial)):
+        try:
+            n_records = _check(tasks, other)
+        except (ConfigError, TaskDataError) as error:
+            place = str(target) if other is target else f'{path} of the source'
+            problems.append(str(error).replace(str(other), place))
+            continue
         if allow_modified:
             other.replace(target)
-    finally:
         partial.unlink(missing_ok=True)
-    return DataFile(
-        path,
-        'modified',
-        allow_modified,
-        n_records,
-        'not the released file',
-    )
+        problem = 'not the released file'
+        return DataFile(path, 'modified', allow_modified, n_records, problem)
+    partial.unlink(missing_ok=True)
+    return DataFile(path, 'damaged', False, problem=' '.join(problems))
 
 
 def _is_released(file: Path, digest: tuple[str, str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Callable, Mapping
 
 from foundry_upcycle.errors import TaskDataError
 
-__all__ = ['RECORDS', 'check_records']
+__all__ = ['FIXED', 'RECORDS', 'check_records']
 
 _Check = Callable[[Any], bool]
 
@@ -73,10 +73,8 @@ _OPTIONAL: Mapping[str, Mapping[str, _Check]] = {
     },
 }
 # Type of task -> setting that renames a key -> the key.
-_RENAMED = {
-    'language_modeling': {
-        'context_key': 'context',
-    },
+_RENAMED: Mapping[str, Mapping[str, str]] = {
+    'language_modeling': {},
     'multiple_choice': {
         'context_key': 'query',
         'choices_key': 'choices',
@@ -84,6 +82,15 @@ _RENAMED = {
     'schema': {
         'choices_key': 'context_options',
     },
+    'generation_task_with_answers': {},
+}
+# The same of settings that Foundry takes, and then looks for the key itself.
+FIXED: Mapping[str, Mapping[str, str]] = {
+    'language_modeling': {
+        'context_key': 'context',
+    },
+    'multiple_choice': {},
+    'schema': {},
     'generation_task_with_answers': {
         'context_key': 'context',
         'answer_key': 'answer',
@@ -130,6 +137,8 @@ def check_records(
         None,
     )
     sizes: Counter[str] = Counter()
+    n_options: dict[str, int] = {}  # Category -> those of its first record.
+    first: dict[str, Any] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -160,7 +169,32 @@ def check_records(
                 f'{options}, counted from 0.',
                 'mend the record, or remove it.',
             )
-        sizes[record['category'] if has_categories else ''] += 1
+        category = record['category'] if has_categories else ''
+        if options:
+            n = len(record[options])
+            n_first = n_options.setdefault(category, n)
+            # Fewer pass: Foundry then evaluates what there is.
+            if n > n_first:
+                raise TaskDataError(
+                    path,
+                    number,
+                    f'{options}: there are {n}, and {n_first} in the first '
+                    'record, from which Foundry takes the number.',
+                    'give all records as many, or put this one first.',
+                )
+        first = first or record
+        for key in optional:
+            if (key in record) != (key in first):
+                raise TaskDataError(
+                    path,
+                    number,
+                    f'key {key!r} is '
+                    f"{'there' if key in record else 'missing'}, unlike in "
+                    'the first record; where it is missing Foundry would read '
+                    'a None.',
+                    'give it to all records, or to none.',
+                )
+        sizes[category] += 1
     if not sizes:
         raise TaskDataError(
             path,

@@ -180,7 +180,7 @@ _READING = '\n'.join([
 def _outcome(outcome: Outcome) -> Iterator[str]:
     gauntlet = outcome.gauntlet
     yield f'## {gauntlet.name}'
-    notes = list(_missing(outcome.scores))
+    notes = list(_missing(outcome))
     if not outcome.of_same_tasks:
         notes.append(
             '- **The models were not measured on the same tasks or examples: '
@@ -200,19 +200,20 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
         yield _change_table(gauntlet, comparison)
 
 
-def _missing(all_scores: Sequence[Scores]) -> Iterator[str]:
+def _missing(outcome: Outcome) -> Iterator[str]:
     """A line for each set of models that lack the same tasks."""
     groups: dict[tuple[str, ...], list[Scores]] = {}
-    for scores in all_scores:
+    for scores in outcome.scores:
         groups.setdefault(tuple(scores.missing), []).append(scores)
     for missing, group in groups.items():
         if missing:
             n_measured = len(group[0].tasks)
+            measured = outcome.gauntlet.restricted(group[0].tasks)
             yield (
                 f"- {', '.join(s.label for s in group)}: "
                 f"{', '.join(group[0].averages)} over {n_measured} of "
                 f'{n_measured + len(missing)} tasks: left out '
-                f"{', '.join(missing)}."
+                f'{measured.say_left_out()}'
             )
 
 

@@ -7,6 +7,7 @@ keys, and MLflow runs.
 import json
 import math
 import re
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any, Mapping, Optional
 
 import numpy as np
 
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.files import write_whole
-from foundry_upcycle.gauntlet.mlflow_run import MLFLOW, mlflow_metrics
+from foundry_upcycle.gauntlet.mlflow_run import MLFLOW, mlflow_histories
 
 __all__ = [
     'FORMAT',
@@ -34,6 +35,7 @@ _FAMILY = FORMAT.rpartition('/')[0]
 _LABEL = r'([^/]+/\d+-shot)(?:/[^/]+)?'
 _ACCURACY = re.compile(rf'metrics/(?P<part>{_LABEL})/(?P<metric>\w*Accuracy)')
 _N_EXAMPLES = 'icl/n_examples/'
+_OF_A_TASK = re.compile(rf'metrics/{_LABEL}/\w*Accuracy|{_N_EXAMPLES}.*')
 # What ends the name of a file whose evaluation goes on, or died.
 _PARTIAL = '.partial'
 _OF_TRAINING = re.compile(r'(?P<run>.+)-ba(?P<batch>\d+)')
@@ -125,7 +127,8 @@ def read_results(
             taken); a JSON of Foundry's metric keys, such as
             ``metrics/copa/0-shot/InContextLearningMultipleChoiceAccuracy``,
             to values; or ``mlflow:<tracking URI>#<run name or id>``, of which
-            the latest values of those keys are taken.
+            the latest values of those keys are taken: of an evaluation of
+            several models into one run those of the last.
         label: What to call the model; by default the file's, folder's or
             run's name.
         n_examples: Label of the part -> number of examples, where the source
@@ -139,7 +142,7 @@ def read_results(
     n_params = None
     if source.startswith(MLFLOW):
         name = source.rpartition('#')[2]
-        parts = _from_metrics(source, mlflow_metrics(source))
+        parts = _from_metrics(source, _latest(source))
     else:
         path = Path(source)
         name = path.name if path.is_dir() else path.stem
@@ -215,10 +218,15 @@ def _file_in(folder: Path) -> Path:
         file for file in sorted(folder.glob('*.json'))
         if str(_load(file).get('format')).startswith(_FAMILY)
     ]
-    if len(files) == 1:
+    unfinished = [
+        file for file in sorted(folder.glob(f'*.json{_PARTIAL}'))
+        if file.with_suffix('') not in files
+    ]
+    if len(files) == 1 and not unfinished:
         return files[0]
     evaluations = [_OF_TRAINING.fullmatch(file.stem) for file in files]
-    if len({match and match['run'] for match in evaluations}) == 1:
+    of_runs = {match and match['run'] for match in evaluations}
+    if len(of_runs) == 1 and not unfinished:
         batches = {
             int(match['batch']): file
             for match, file in zip(evaluations, files, strict=True)
@@ -226,7 +234,6 @@ def _file_in(folder: Path) -> Path:
         }
         if batches:
             return batches[max(batches)]
-    unfinished = sorted(folder.glob(f'*.json{_PARTIAL}'))
     found = ', '.join(file.name for file in [*files, *unfinished]) or 'none'
     raise ConfigError(
         'results',
@@ -355,6 +362,28 @@ def _count(path: str | Path, key: str, value: Any) -> int:
             'write how many examples were evaluated.',
         )
     return int(value)
+
+
+def _latest(source: str) -> dict[str, float]:
+    """The latest accuracies of an MLflow run, and numbers of examples."""
+    histories = mlflow_histories('results', source, _OF_A_TASK)
+    steps = {
+        key: max(values)
+        for key, values in histories.items()
+        if _ACCURACY.fullmatch(key)
+    }
+    last = max(steps.values(), default=0)
+    earlier = [key for key, step in steps.items() if step < last]
+    if earlier:
+        warnings.warn(
+            f"{source}: {', '.join(earlier)} have their latest values from "
+            f'before step {last}, where others have one. Either the logger '
+            'left out values that had not changed, or the last evaluation did '
+            'not finish and this mixes two.',
+            UpcyclingWarning,
+            stacklevel=2,
+        )
+    return {key: values[max(values)] for key, values in histories.items()}
 
 
 def _from_metrics(

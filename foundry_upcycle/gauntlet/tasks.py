@@ -1,5 +1,6 @@
 """In-context tasks as Foundry's ``icl_tasks`` lists them, and their files."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any, Mapping, Sequence
 import yaml
 
 from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.gauntlet.records import RECORDS, check_records
+from foundry_upcycle.gauntlet.records import FIXED, RECORDS, check_records
 
 __all__ = ['Task', 'check_data', 'parse_tasks', 'read_tasks', 'remove_links']
 
 _REQUIRED = ('label', 'dataset_uri', 'num_fewshot', 'icl_task_type')
+_KEYS = ('context_key', 'answer_key', 'choices_key')
+
+# What Foundry calls the link to a task's file: label and few-shot count.
+_LINK = re.compile(r'.+-\d+\.jsonl')
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,14 @@ def _parse(key: str, settings: Any) -> Task:
                 'the task lacks it.',
                 f"give it {', '.join(_REQUIRED)}.",
             )
+    for name in ('label', 'dataset_uri', 'icl_task_type', *_KEYS):
+        if not isinstance(settings.get(name, ''), str):
+            raise ConfigError(
+                f'{key}.{name}',
+                settings[name],
+                'it is not a text.',
+                'write a text, in quotes where it looks like something else.',
+            )
     counts = settings['num_fewshot']
     if (not isinstance(counts, Sequence) or isinstance(counts, str)
             or not counts
@@ -145,6 +158,15 @@ def _parse(key: str, settings: Any) -> Task:
             'there is no such type of task.',
             f"take one of {', '.join(RECORDS)}.",
         )
+    for name, only in FIXED.get(task_type, {}).items():
+        if settings.get(name, only) != only:
+            raise ConfigError(
+                f'{key}.{name}',
+                settings[name],
+                f'Foundry takes {only} of every record of type {task_type}, '
+                'whatever this says.',
+                f'rename the key to {only} in the file, and remove this.',
+            )
     return Task(key, settings)
 
 
@@ -178,11 +200,9 @@ def check_data(task: Task, path: str | Path) -> int:
     sizes = check_records(
         path,
         settings['icl_task_type'],
-        {
-            name: settings[name]
-            for name in ('context_key', 'answer_key', 'choices_key')
-            if name in settings
-        },
+        {name: settings[name]
+         for name in _KEYS
+         if name in settings},
         has_categories,
     )
     category, n_records = min(sizes.items(), key=lambda size: size[1])
@@ -205,8 +225,12 @@ def remove_links() -> None:
     Of a task with categories it makes one file and one link for each. Where a
     link is there already, local rank 0 removes it and makes it anew while the
     other ranks, which wait for it to exist, may be reading it: they fail. So an
-    evaluation must find none. Call it on one rank of each node.
+    evaluation must find none. Nor does it replace a link to a file that is no
+    longer there, as after the data was moved: it fails. Call it on one rank of
+    each node.
     """
-    for link in Path().glob('*.jsonl_tmp'):
-        if link.is_symlink():
+    for link in Path().glob('*.jsonl*'):
+        of_category = link.suffix == '.jsonl_tmp'
+        of_moved_data = _LINK.fullmatch(link.name) and not link.exists()
+        if link.is_symlink() and (of_category or of_moved_data):
             link.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from tiny_tasks import write_records
 from two_ranks import run_on_two_ranks
 
-from foundry_upcycle.callbacks.icl_results import _written
+from foundry_upcycle.callbacks.icl_results import _slug, _written
 from foundry_upcycle.data.tokenizer import train_tokenizer
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.gauntlets import read_gauntlet
@@ -29,11 +29,15 @@ LABELS = {'choice/1-shot', 'last/0-shot/long', 'last/0-shot/short'}
 
 
 def write_tasks(folder: Path) -> list[dict[str, Any]]:
-    choices = [{
-        'query': f'the {WORDS[3 * i]}',
-        'choices': [WORDS[i], WORDS[i + 40], WORDS[i + 80]],
-        'gold': i % 3,
-    } for i in range(N)]
+    choices = [
+        {
+            'query': f'the {WORDS[3 * i]}',
+            # Foundry takes the first one's number for all.
+            'choices':
+            [WORDS[i + 40 * k] for k in range(2 if i in (4, 7) else 3)],
+            'gold': i % 3,
+        } for i in range(N)
+    ]
     words = [{
         'context': f'a {word} is a',
         'continuation': word,
@@ -242,7 +246,7 @@ def test_what_is_left_out_is_said(
     said = capsys.readouterr().out
     first = said.index('eval_gauntlet v0.3: left out')
     assert first < said.index('Printing complete results')
-    assert 'missing: mmlu/5-shot, copa/0-shot. core_average is over the ' in said
+    assert 'as released: mmlu/5-shot, copa/0-shot. core_average is over ' in said
     assert 'the other 29 of 31 tasks' in said
 
 
@@ -273,3 +277,10 @@ def test_evaluations_during_training(shared: Path, tmp_path: Path):
     assert read_results(str(tmp_path / 'results')).tasks
     trainer.close()
     assert torch.is_grad_enabled()
+
+
+def test_long_names_are_cut():
+    short, long = 'runs/moe/latest-rank0.pt', f's3://{"bucket/" * 40}moe.pt'
+    assert _slug(short) == 'runs-moe-latest-rank0'
+    assert len(_slug(long)) == 120 and _slug(long).endswith('-bucket-moe')
+    assert _slug(long) != _slug(f'x{long}')

@@ -97,6 +97,9 @@ def test_restricting_says_what_is_left_out(tmp_path: Path):
     assert set(rest.categories) == CATEGORIES - {'symbolic_problem_solving'}
     assert set(rest.averages['core_average']) == set(rest.categories)
     assert len(rest.categories['commonsense_reasoning']) == 6
+    assert rest.left_out_categories == ('symbolic_problem_solving', )
+    gone = ' No task is left of symbolic_problem_solving.'
+    assert rest.say_left_out() == f"{', '.join(rest.left_out)}.{gone}"
     # Written and read again; Foundry takes it as well.
     path = tmp_path / 'v0.3.yaml'
     path.write_text(yaml.safe_dump(rest.to_yaml()))

@@ -73,6 +73,13 @@ def test_interval_stays_within_probabilities():
     assert binomial_interval(1.0, 10)[1] == pytest.approx(1)
 
 
+@pytest.mark.parametrize('accuracy', [0.0, 1.0])
+def test_the_accuracy_itself_is_within(accuracy: float):
+    for n in range(1, 2000):
+        low, high = binomial_interval(accuracy, n)
+        assert 0 <= low <= accuracy <= high <= 1
+
+
 def test_a_sum_is_the_bootstrap_over_examples():
     rng = np.random.default_rng(0)
     right_2E = rng.random((2, 150)) < np.array([[0.3], [0.9]])

@@ -131,7 +131,9 @@ def test_files_in_stores_are_left_to_the_run(folder: Path):
     tasks = OmegaConf.load(folder / 'tasks.yaml')
     tasks.icl_tasks[0].dataset_uri = 's3://bucket/dogs.jsonl'
     save(folder / 'tasks.yaml', tasks)
-    check_with(folder, 0, 'load_path', 's3://bucket/dense.pt')
+    match = r'dense.pt is not compared with models\[0\].model beforehand'
+    with pytest.warns(UpcyclingWarning, match=match):
+        check_with(folder, 0, 'load_path', 's3://bucket/dense.pt')
 
 
 def test_a_gauntlet_of_more_than_is_run(folder: Path):
@@ -145,6 +147,12 @@ def test_a_gauntlet_of_more_than_is_run(folder: Path):
     match = "eval_gauntlet='gauntlet': it scores cats/0-shot, which icl_tasks"
     with pytest.raises(ConfigError, match=match):
         check(folder)
+
+
+def test_a_gauntlet_without_tasks(folder: Path):
+    match = "eval_gauntlet='gauntlet': it scores dogs/2-shot, which icl_tasks"
+    with pytest.raises(ConfigError, match=match):
+        check(folder, 'icl_tasks=null')
 
 
 def test_a_gauntlet_in_the_yaml(folder: Path):
@@ -187,14 +195,18 @@ def test_what_is_left_out_is_said(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    gauntlet = OmegaConf.create({**GAUNTLET, 'left_out': ['cats/0-shot']})
+    gauntlet = OmegaConf.create({
+        **GAUNTLET,
+        'left_out': ['cats/0-shot'],
+        'left_out_categories': ['felines'],
+    })
     save(folder / 'gauntlet.yaml', gauntlet)
     for _ in range(2):  # Once, also where the callback says so again.
         check_tasks(str(folder / 'eval.yaml'), [])
     assert capsys.readouterr().out == (
         'eval_gauntlet gauntlet: left out, as their files were missing, '
         'damaged or not as released: '
-        'cats/0-shot. default_average is over the other 1 of 2 tasks.\n'
+        'cats/0-shot. No task is left of felines. default_average is over the other 1 of 2 tasks.\n'
     )
 
 

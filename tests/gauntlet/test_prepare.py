@@ -150,6 +150,21 @@ def test_modified_files_only_when_allowed(data: Path, tmp_path: Path):
     assert run(data, to)[COPA] == 'present'
 
 
+def test_a_damaged_file_is_mended_by_a_modified_one(
+    data: Path,
+    tmp_path: Path,
+):
+    lines = (data / COPA).read_text().splitlines(keepends=True)
+    (data / COPA).write_text(''.join(lines[:10]))
+    to = tmp_path / 'to'
+    (to / COPA).parent.mkdir(parents=True)
+    (to / COPA).write_text('{"query')
+    files = prepare.prepare(open_source(str(data)), to, allow_modified=True)
+    (file, ) = (file for file in files if file.path == COPA)
+    assert (file.state, file.is_used, file.n_records) == ('modified', True, 10)
+    assert (to / COPA).read_text() == ''.join(lines[:10])
+
+
 def test_a_file_that_can_be_used_is_kept(data: Path, tmp_path: Path):
     lines = (data / COPA).read_text().splitlines(keepends=True)
     to = tmp_path / 'to'

@@ -156,3 +156,44 @@ def test_a_task_may_name_its_keys(path: Path):
     assert check(path, context_key='question') == {'': 1}
     with pytest.raises(TaskDataError, match="key 'query' is missing"):
         check(path)
+
+
+@pytest.mark.parametrize('has_categories', [False, True])
+def test_more_choices_than_in_the_first_record(
+    path: Path,
+    has_categories: bool,
+):
+    records = [{
+        'query': 'a',
+        'choices': list('bcd')[:n],
+        'gold': 0,
+        'category': category,
+    } for n, category in ((3, 'x'), (2, 'x'), (2, 'y'), (3, 'y'))]
+    write_records(path, records[:3])
+    check_records(path, 'multiple_choice', {}, has_categories)
+    write_records(path, records)
+    if not has_categories:
+        check_records(path, 'multiple_choice', {}, False)
+        return
+    match = 'line 4: choices: there are 3, and 2 in the first record'
+    with pytest.raises(TaskDataError, match=match):
+        check_records(path, 'multiple_choice', {}, True)
+
+
+@pytest.mark.parametrize('first_has_it', [False, True])
+@pytest.mark.parametrize('key', ['aliases', 'chain_of_thought'])
+def test_optional_keys_are_in_all_records_or_none(
+    path: Path,
+    key: str,
+    first_has_it: bool,
+):
+    bare = {'context': 'a', 'answer': 'b'}
+    full = {**bare, key: ['c'] if key == 'aliases' else 'c'}
+    for records in ([bare, bare], [full, full]):
+        write_records(path, records)
+        check(path, 'generation_task_with_answers')
+    write_records(path, [full, bare] if first_has_it else [bare, full])
+    state = 'missing' if first_has_it else 'there'
+    with pytest.raises(TaskDataError,
+                       match=f"line 2: key '{key}' is {state}, unlike in"):
+        check(path, 'generation_task_with_answers')

@@ -115,6 +115,8 @@ def test_missing_tasks():
         '- dense: core_average over 1 of 2 tasks: left out copa/0-shot.' in text
     )
     assert 'The models were not measured on the same tasks' in text
+    # Its only task was copa.
+    assert 'left out copa/0-shot. No task is left of sense.\n' in text
     assert 'In other numbers' not in text
     assert (
         'Over 1 of 2 tasks, 0 of them resampled in pairs: left out copa/0-shot.'

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.gauntlet.results import (
     ModelResults,
     read_n_examples,
@@ -161,6 +161,25 @@ def test_an_evaluation_that_did_not_finish(tmp_path: Path):
         read_results(str(tmp_path))
     renamed = path.rename(tmp_path / 'moe.json')
     assert read_results(str(renamed)).tasks
+
+
+@pytest.mark.parametrize(
+    'finished,unfinished',
+    [('dense', 'moe'), ('run-ba100', 'run-ba200')],
+)
+def test_an_unfinished_evaluation_beside_another(
+    tmp_path: Path,
+    finished: str,
+    unfinished: str,
+):
+    path = write(tmp_path / f'{finished}.json')
+    # Of the same model, which is being evaluated again.
+    write(tmp_path / f'{finished}.json.partial')
+    assert read_results(str(tmp_path)).source == str(path)
+    write(tmp_path / f'{unfinished}.json.partial')
+    found = f'{finished}.json, {unfinished}.json.partial'
+    with pytest.raises(ConfigError, match=f'In this folder: {found}. Fix'):
+        read_results(str(tmp_path))
 
 
 def test_no_file(tmp_path: Path):
@@ -329,6 +348,22 @@ def test_mlflow(tracking_uri: str, name: str, scheme: str):
         },
     }
     assert results.tasks['copa/0-shot']['copa/0-shot'].n == 4
+
+
+def test_mlflow_of_two_evaluations(tracking_uri: str):
+    client = MlflowClient(tracking_uri)
+    (run, ) = client.search_runs(
+        [client.get_experiment_by_name('gauntlet').experiment_id],
+        "attributes.run_name = 'upcycle-rank0'",
+    )
+    client.log_metric(run.info.run_id, COPA, 1.0, step=30)
+    with pytest.warns(
+            UpcyclingWarning,
+            match=f'{JEOPARDY} have their latest values from before step 30',
+    ):
+        results = read_results(f'mlflow:{tracking_uri}#upcycle')
+    assert accuracies(results)['copa/0-shot'] == {'copa/0-shot': 1.0}
+    assert accuracies(results)['jeopardy/3-shot'] == {HISTORY: 0.5}
 
 
 def test_mlflow_run_by_id(tracking_uri: str):

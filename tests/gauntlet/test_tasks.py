@@ -9,7 +9,12 @@ from tiny_tasks import RECORDS, write_records
 
 from foundry_upcycle.errors import ConfigError, TaskDataError
 from foundry_upcycle.gauntlet import tasks
-from foundry_upcycle.gauntlet.tasks import check_data, parse_tasks, read_tasks
+from foundry_upcycle.gauntlet.tasks import (
+    check_data,
+    parse_tasks,
+    read_tasks,
+    remove_links,
+)
 
 TASK: dict[str, Any] = {
     'label': 'copa',
@@ -67,6 +72,26 @@ def test_no_such_file(tmp_path: Path):
         ([{
             **TASK, 'icl_task_type': 'essay'
         }], "icl_task_type='essay': there"),
+        *(([{
+            **TASK, key: ['m']
+        }], rf"\[0\].{key}=\['m'\]: it is not a text") for key in (
+            'label',
+            'dataset_uri',
+            'icl_task_type',
+            'context_key',
+            'answer_key',
+            'choices_key',
+        )),
+        ([{
+            **TASK,
+            'icl_task_type': 'language_modeling',
+            'context_key': 'prompt',
+        }], r"\[0\].context_key='prompt': Foundry takes context of every"),
+        ([{
+            **TASK,
+            'icl_task_type': 'generation_task_with_answers',
+            'answer_key': 'solution',
+        }], r"\[0\].answer_key='solution': Foundry takes answer of every"),
         ([TASK, TASK], "icl_tasks='copa/0-shot': 2 tasks are called so"),
     ],
 )
@@ -116,3 +141,19 @@ def test_damaged_data(tmp_path: Path):
         path = tmp_path / 'copa.jsonl'
         path.write_text('{')
         check_data(task, path)
+
+
+def test_foundrys_links_are_removed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / 'copa.jsonl'
+    data.touch()
+    kept = ['copa.jsonl', 'copa-0.jsonl', 'mine.jsonl', 'mine_tmp']
+    for name in ('copa-0.jsonl', 'copa-0_of_a.jsonl_tmp'):
+        Path(name).symlink_to(data)
+    for name in ('copa-3.jsonl', 'mine.jsonl', 'mine_tmp'):
+        Path(name).symlink_to(tmp_path / 'moved.jsonl')
+    remove_links()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -121,7 +121,7 @@ def _reading_quality(summary: Summary) -> Iterator[str]:
         yield (
             f'- {title} is over {n_tasks} of '
             f'{n_tasks + len(gauntlet.left_out)} tasks. Left out, as not all '
-            f"runs have them: {', '.join(gauntlet.left_out)}."
+            f'runs have them: {gauntlet.say_left_out()}'
         )
 
 
