@@ -36,6 +36,17 @@ _MOE_DEFAULTS: dict[str, dict[str, Any]] = {
 # What ``model.name`` may be.
 _MODELS = ('mpt_causal_lm', 'upcycled_mpt')
 
+# What is a number of something, where it is given.
+_WHOLE = (
+    'd_model',
+    'head_dim',
+    'max_seq_len',
+    'n_heads',
+    'n_layers',
+    'vocab_size',
+)
+_WHOLE_OF_FFN = ('ffn_hidden_size', 'moe_num_experts', 'moe_top_k')
+
 _RMS_NORMS = ('rmsnorm', 'low_precision_rmsnorm', 'triton_rmsnorm')
 _LAYER_NORMS = ('layernorm', 'low_precision_layernorm')
 
@@ -88,8 +99,9 @@ class ModelShape:
             ConfigError: The model has something that is not counted here, or
                 lacks a key that has no default.
         """
-        attn = model.get('attn_config') or {}
+        attn = _section(model, 'attn_config')
         _refuse_uncounted(model, attn)
+        _check_sizes(model, attn, _section(model, 'ffn_config'))
         d_model = model.get('d_model', 2048)
         no_bias = model.get('no_bias', False)
         rope_or_alibi = attn.get('rope', False) or attn.get('alibi', False)
@@ -174,6 +186,46 @@ def _n_layers(model: Mapping[str, Any]) -> int:
     return model.get('n_layers', 24)
 
 
+def _section(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = model.get(key)
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping):
+        raise ConfigError(
+            f'model.{key}',
+            section,
+            'it is no mapping of keys to values.',
+            'write its keys indented below it.',
+        )
+    return section
+
+
+def _check_sizes(
+    model: Mapping[str, Any],
+    attn: Mapping[str, Any],
+    ffn: Mapping[str, Any],
+) -> None:
+    """Checks that what is counted with is a number, where it is given."""
+    whole, any_number = (int, ), (int, float)
+    for section, prefix, keys, kinds in (
+        (model, 'model', _WHOLE, whole),
+        (model, 'model', ('expansion_ratio', ), any_number),
+        (attn, 'model.attn_config', ('kv_n_heads', ), whole),
+        (ffn, 'model.ffn_config', _WHOLE_OF_FFN, whole),
+    ):
+        for key in keys:
+            size = section.get(key)
+            fits = isinstance(size, kinds) and not isinstance(size, bool)
+            if size is not None and not (fits and size > 0):
+                raise ConfigError(
+                    f'{prefix}.{key}',
+                    size,
+                    'it is not a size.',
+                    'write a number above 0' +
+                    (', without decimals.' if kinds == whole else '.'),
+                )
+
+
 def _refuse_uncounted(
     model: Mapping[str, Any],
     attn: Mapping[str, Any],
@@ -202,7 +254,7 @@ def _refuse_uncounted(
 
 
 def _lookup(table: Mapping[str, Any], key: str, value: Any) -> Any:
-    if value not in table:
+    if not isinstance(value, str) or value not in table:
         raise ConfigError(
             key,
             value,
@@ -212,11 +264,13 @@ def _lookup(table: Mapping[str, Any], key: str, value: Any) -> Any:
     return table[value]
 
 
-def _norm_vectors(norm_type: str, no_bias: bool) -> int:
+def _norm_vectors(norm_type: Any, no_bias: bool) -> int:
     # Foundry's no_bias strips the bias from norms as well.
     vectors = dict.fromkeys(_RMS_NORMS, 1)
     vectors.update(dict.fromkeys(_LAYER_NORMS, 1 if no_bias else 2))
-    return _lookup(vectors, 'model.norm_type', norm_type.lower())
+    if isinstance(norm_type, str):
+        norm_type = norm_type.lower()
+    return _lookup(vectors, 'model.norm_type', norm_type)
 
 
 def _attention_params(
@@ -259,7 +313,7 @@ def _ffn_sizes(
     d_model: int,
     no_bias: bool,
 ) -> dict[str, int]:
-    ffn = model.get('ffn_config') or {}
+    ffn = _section(model, 'ffn_config')
     ffn_type = ffn.get('ffn_type', 'mptmlp')
     hidden = ffn.get('ffn_hidden_size')
     if hidden is None:
@@ -337,6 +391,13 @@ def _moe_sizes(
         sizes['mlp_type'],
     )
     n_experts = sizes['moe_num_experts']
+    if sizes['moe_top_k'] > n_experts:
+        raise ConfigError(
+            'model.ffn_config.moe_top_k',
+            sizes['moe_top_k'],
+            f'there are {n_experts} experts.',
+            'lower it, or raise moe_num_experts.',
+        )
     return {
         'n_expert_params': n_matrices * d_model * hidden,
         'n_router_params': n_experts * d_model,

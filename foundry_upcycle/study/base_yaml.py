@@ -102,6 +102,9 @@ class BaseYaml:
         model = _select(phase.yaml, config, 'model', DictConfig)
         duration = _select(phase.yaml, config, 'max_duration', (str, int))
         _check_optimizer(key, phase, config)
+        _check_data(phase.yaml, config, seq_len)
+        _check_schedule(phase.yaml, config)
+        _check_saving(phase.yaml, config)
         _check_upcycling(phase.yaml, config, model)
         _check_metrics(phase.yaml, config, model)
         return cls(
@@ -132,6 +135,18 @@ class BaseYaml:
     def flops_per_step(self) -> int:
         per_token = self.shape.training_flops_per_token(self.seq_len)
         return self.tokens_per_step * per_token
+
+    def resolved(self, section: str) -> Any:
+        """A section of the YAML, with all its interpolations resolved.
+
+        Raises:
+            ConfigError: One leads nowhere.
+        """
+        try:
+            return OmegaConf.to_container(self.config[section], resolve=True)
+        except OmegaConfBaseException as error:
+            key = error.full_key or section
+            raise _unresolved(self.path, key, error) from error
 
     def max_duration(self, n_steps: int) -> str:
         """So many steps in the unit of the YAML, which warm-up shares."""
@@ -236,6 +251,7 @@ def _check_optimizer(key: str, phase: Phase, config: Any) -> None:
     _select(phase.yaml, config, 'optimizer.lr', (float, int))
     if not phase.learning_rates:
         return
+    _select(phase.yaml, config, 'optimizer.name', str)
     _select(phase.yaml, config, 'optimizer.weight_decay', (float, int))
     if not config.optimizer.lr > 0:
         raise ConfigError(
@@ -244,6 +260,54 @@ def _check_optimizer(key: str, phase: Phase, config: Any) -> None:
             f'weight decay is scaled from it to {key}.lr.',
             'set it above 0.',
         )
+
+
+def _check_data(path: Path, config: Any, seq_len: int) -> None:
+    key = 'train_loader.dataset.max_seq_len'
+    length = _select_any(path, config, key)
+    if length not in (None, seq_len):
+        raise ConfigError(
+            f'{path}: {key}',
+            length,
+            f'the model trains on sequences of this length, and FLOPs are '
+            f'counted of max_seq_len: {seq_len}.',
+            'write ${max_seq_len}.',
+        )
+
+
+def _check_schedule(path: Path, config: Any) -> None:
+    key = 'scheduler.t_max'
+    text = _select_any(path, config, key)
+    if text is not None and parse_duration(f'{path}: {key}',
+                                           text).unit != 'dur':
+        raise ConfigError(
+            f'{path}: {key}',
+            text,
+            'runs of a study have lengths of their own.',
+            'write it in dur, such as 1dur, or remove it.',
+        )
+
+
+# Keys that leave a run without what it is to go on from -> the values.
+_NOTHING_SAVED: Mapping[str, Any] = {
+    'only_hf_checkpoint': True,
+    'save_num_checkpoints_to_keep': 0,
+    'save_overwrite': True,
+    'save_weights_only': True,
+}
+
+
+def _check_saving(path: Path, config: Any) -> None:
+    for key, refused in _NOTHING_SAVED.items():
+        value = _select_any(path, config, key)
+        if type(value) is type(refused) and value == refused:
+            raise ConfigError(
+                f'{path}: {key}',
+                value,
+                'runs go on from their last checkpoint, which this would not '
+                'leave to them.',
+                'remove it, here or in overrides.',
+            )
 
 
 def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:

@@ -204,6 +204,13 @@ class _Section:
                 'it is missing, empty or of another type.',
                 f"set it to a {' or '.join(k.__name__ for k in kinds)}.",
             )
+        if isinstance(value, str) and '${' in value:
+            raise ConfigError(
+                self.key(key),
+                value,
+                'a study YAML has no interpolations but in overrides.',
+                'write the value out.',
+            )
         return value
 
     def refuse_others(self) -> None:

@@ -13,10 +13,10 @@ __all__ = ['mend_checkpoints']
 _CHECKPOINT = re.compile(r'.*ba(\d+)-rank0\.pt')
 
 
-def mend_checkpoints(folder: Path) -> None:
+def mend_checkpoints(folder: Path, link_name: str) -> None:
     """Lets a run go on from its newest complete checkpoint.
 
-    Composer writes a checkpoint in place and links ``latest-rank0.pt`` to it
+    Composer writes a checkpoint in place and links ``link_name`` to it
     afterwards. Killed in between, it refuses to go on: a checkpoint later than
     the one that it resumes from is in its way (its
     ``ensure_folder_has_no_conflicting_files``). So incomplete ones are removed,
@@ -28,6 +28,7 @@ def mend_checkpoints(folder: Path) -> None:
 
     Args:
         folder: A run's checkpoints. No process may be at work on it.
+        link_name: What the link to its newest is called.
 
     Raises:
         CheckpointError: One can't be opened.
@@ -40,7 +41,7 @@ def mend_checkpoints(folder: Path) -> None:
         if (match := _CHECKPOINT.fullmatch(path.name))
     }
     complete = [path for path in steps if _is_complete(path)]
-    link = folder / 'latest-rank0.pt'
+    link = folder / link_name
     if complete:
         _link(link, max(complete, key=lambda path: steps[path]).name)
     for path in steps.keys() - complete:

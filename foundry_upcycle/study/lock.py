@@ -24,9 +24,18 @@ def exclusive(folder: Path) -> Iterator[int]:
         The descriptor.
 
     Raises:
-        ConfigError: Another works on it, or its file system has no locks.
+        ConfigError: Another works on it, it can't be made, or its file system
+            has no locks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            'folder',
+            str(folder),
+            f"it can't be made ({error}).",
+            'name a folder where you may write.',
+        ) from error
     with (folder / '.lock').open('a+') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,10 +3,12 @@
 import math
 import os
 import re
+import warnings
 from typing import Optional
 
 import numpy as np
 
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.gauntlet.results import ModelResults, read_results
 from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
 from foundry_upcycle.study.results import (
@@ -142,7 +144,17 @@ class Measured:
             path for path in folder.glob('*.json')
             if path.stat().st_mtime >= saved
         ]
-        return read_results(str(files[0]), run.name) if files else None
+        if not files:
+            return None
+        try:
+            return read_results(str(files[0]), run.name)
+        except ConfigError as error:
+            warnings.warn(
+                f'{run.name} counts as not evaluated: {error}',
+                UpcyclingWarning,
+                stacklevel=2,
+            )
+            return None
 
     def _expert_load(self, run: Run) -> Optional[ExpertLoad]:
         keys = {}

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Iterable, Mapping, Optional
+from typing import Container, Iterable, Mapping, Optional
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.files import write_whole
@@ -10,10 +10,23 @@ from foundry_upcycle.study.config import Study
 from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.run_files import RunFiles
-from foundry_upcycle.study.run_yamls import eval_yaml, train_yaml
+from foundry_upcycle.study.run_yamls import HEADER, eval_yaml, train_yaml
 
 __all__ = ['require_unchanged', 'write_yamls']
 
+# What begins a line of a YAML that may differ after a run has started.
+_FREE = (
+    '#',  # The header, which says where the YAML is from.
+    'console_log_interval:',
+    'device_eval_batch_size:',
+    'device_train_microbatch_size:',
+    'dist_timeout:',
+    'log_to_console:',
+    'progress_bar:',
+    'python_log_level:',
+    'save_interval:',
+    'save_num_checkpoints_to_keep:',
+)
 _NAME_ANOTHER = (
     'name another folder and another name (MLflow finds runs by their names).'
 )
@@ -24,21 +37,43 @@ def write_yamls(grid: Grid) -> None:
 
     Those of runs that wait for a sweep follow when that is done. Runs that have
     started keep the YAML that they started with, from which the plan must not
-    differ; YAMLs of runs that never started and are planned no more go.
+    differ; YAMLs of runs that never started and are planned no more go. Files
+    that no study planned stay.
 
     Args:
         grid: The study's runs. The caller has the lock of the study's folder.
 
     Raises:
-        ConfigError: As ``require_unchanged``.
+        ConfigError: As ``require_unchanged``; or a file that no study planned
+            is in the way.
     """
     texts = _all_texts(grid)
     require_unchanged(grid, texts)
-    for path in grid.study.folder.glob('yamls/*.yaml'):
+    planned = [
+        path for path in grid.study.folder.glob('yamls/*.yaml')
+        if path.read_bytes().startswith(HEADER.encode())
+    ]
+    _refuse_others(grid.study, planned, texts)
+    for path in planned:
         if path not in texts:
             path.unlink()
     for path, text in texts.items():
         write_whole(path, text)
+
+
+def _refuse_others(
+    study: Study,
+    planned: Container[Path],
+    texts: Iterable[Path],
+) -> None:
+    for path in texts:
+        if path.exists() and path not in planned:
+            raise ConfigError(
+                'folder',
+                str(study.folder),
+                f'{path} is there, and no study has planned it.',
+                'name another folder, or move this file.',
+            )
 
 
 def require_unchanged(
@@ -48,7 +83,10 @@ def require_unchanged(
     """Checks that a study is the one that its folder has results of.
 
     Further runs are no change, fewer are one. A training has started when it
-    has a log or a folder of checkpoints, an evaluation with a log or answers.
+    has a checkpoint or has logged a loss, an evaluation when it has answers or
+    has logged anything: what failed before may be mended. Settings that say
+    how a run goes and not what it computes may change (``device_...``: how
+    much a device takes at a time; what is shown; how often it is saved).
 
     Args:
         grid: The study's runs.
@@ -61,7 +99,7 @@ def require_unchanged(
     """
     texts = texts or _all_texts(grid)
     _require_yamls(grid.study)
-    started = [path for path in _started(grid.study) if path.exists()]
+    started = [path for path in _started(grid) if path.exists()]
     _require_all_planned(grid.study, started, texts)
     for path, text in texts.items():
         if path not in started:
@@ -134,26 +172,25 @@ def _all_texts(grid: Grid) -> dict[Path, str]:
     return texts
 
 
-def _started(study: Study) -> list[Path]:
-    """Where the YAMLs lie of all that has left anything."""
-    folder = study.folder
-    # A log is named as the YAML, be it a training's or an evaluation's.
-    started = {
-        RunFiles(study, path.stem).train_yaml
-        for path in folder.glob('logs/*.log')
-    }
-    started |= {
-        RunFiles(study, path.name).train_yaml
-        for path in folder.glob('checkpoints/*')
-    }
-    started |= {
-        RunFiles(study, path.name).eval_yaml
-        for path in folder.glob('answers/*')
+def _started(grid: Grid) -> list[Path]:
+    """Where the YAMLs lie of all that has measured or saved something."""
+    study, tracking = grid.study, Measured(grid).tracking
+    files = {path.stem: path for path in study.folder.glob('yamls/*.yaml')}
+    saved = {
+        RunFiles(study, path.name).train_yaml.stem
+        for path in study.folder.glob('checkpoints/*')
+        if any(path.glob('*'))
+    } | {
+        RunFiles(study, path.name).eval_yaml.stem
+        for path in study.folder.glob('answers/*')
         if any(path.glob('*'))
     }
-    return sorted(started)
+    return sorted(
+        path for name, path in files.items()
+        if name in saved or tracking.latest(name)
+    )
 
 
 def _settings(text: str) -> list[str]:
-    """The lines of a YAML without the header, which says where it is from."""
-    return [line for line in text.splitlines() if not line.startswith('#')]
+    """The lines of a YAML that must stay: neither the header, nor ``_FREE``."""
+    return [line for line in text.splitlines() if not line.startswith(_FREE)]

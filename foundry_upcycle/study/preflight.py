@@ -1,6 +1,7 @@
 """What Foundry would say of a study's YAMLs, before anything is trained."""
 
 import logging
+import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ def check_runs(grid: Grid) -> None:
     # It imports torch and LLM Foundry.
     from foundry_upcycle.gauntlet.preflight import check_tasks
 
+    _check_experiment(grid.study.name)
     checked: set[str] = set()
     for run in grid.runs:
         yaml = RunFiles(grid.study, run.name).train_yaml
@@ -53,6 +55,19 @@ def check_runs(grid: Grid) -> None:
         yaml = RunFiles(grid.study, grid.runs[0].name).eval_yaml
         _check_evaluation(yaml)
         check_tasks(str(yaml), [])
+
+
+def _check_experiment(name: str) -> None:
+    # Composer puts others below /Users/<user>, and what it logs is not found.
+    is_path = name.startswith(('/Users/', '/Shared/'))
+    if 'DATABRICKS_TOKEN' in os.environ and not is_path:
+        raise ConfigError(
+            'name',
+            name,
+            'it names an experiment of Databricks (DATABRICKS_TOKEN is set).',
+            'write it as /Users/<you>/<name> or /Shared/<name>, or unset '
+            'DATABRICKS_TOKEN.',
+        )
 
 
 def _check_training(path: Path, build: bool) -> None:

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Callable, Iterator, Optional, Sequence
 
 __all__ = [
+    'REDIRECTING',
     'Progress',
     'RunFailed',
     'duration_text',
     'end_of_log',
     'run_process',
 ]
+
+# With these in its environment Composer logs to another MLflow run than the YAML
+# says, where what it measured would not be found.
+REDIRECTING = ('RUN_NAME', 'MLFLOW_RUN_ID', 'MLFLOW_EXPERIMENT_ID')
 
 _TAIL_LINES = 30
 # Composer's own launcher takes a moment to end its processes.
@@ -87,7 +92,11 @@ def end_of_log(path: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in REDIRECTING
+    }
     # The launcher starts whatever `python` comes first.
     bin_folder = str(Path(sys.executable).parent)
     environment['PATH'] = os.pathsep.join([bin_folder, os.environ['PATH']])

@@ -5,12 +5,19 @@ from typing import Any, Optional
 
 from omegaconf import DictConfig, OmegaConf
 
+from foundry_upcycle.study.base_yaml import BaseYaml
 from foundry_upcycle.study.config import Study
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
 from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
 from foundry_upcycle.study.run_files import RunFiles
 
-__all__ = ['eval_yaml', 'train_yaml']
+__all__ = ['HEADER', 'eval_yaml', 'last_checkpoint_name', 'train_yaml']
+
+# How the file of every planned YAML begins.
+HEADER = '# Planned from '
+# Registered optimizers that decouple weight decay from the learning rate, by
+# which they divide its part of the step; and all named decoupled_*.
+_DECOUPLED = ('adalr_lion', 'clip_lion')
 
 
 def train_yaml(grid: Grid, run: Run, rate: Optional[float]) -> str:
@@ -70,7 +77,8 @@ def eval_yaml(grid: Grid, evaluation: EvaluationYaml, run: Run) -> str:
 
 def _set_learning_rate(config: DictConfig, rate: float) -> None:
     optimizer = config.optimizer
-    if str(optimizer.name).startswith('decoupled'):
+    name = str(optimizer.name)
+    if name.startswith('decoupled') or name in _DECOUPLED:
         optimizer.weight_decay *= rate / optimizer.lr
     optimizer.lr = rate
 
@@ -92,13 +100,22 @@ def _set_start(config: DictConfig, run: Run, checkpoint: str) -> None:
     config.load_weights_only = True
 
 
+def last_checkpoint_name(base: BaseYaml) -> str:
+    """How the link to a run's newest checkpoint is called, on rank 0.
+
+    It is chosen by Foundry, from what the YAML says alone: sharded folders of
+    FSDP2's default have the name of a file, and the file of one GPU, where
+    there is no FSDP, may have that of a folder.
+    """
+    fsdp = OmegaConf.select(base.config, 'fsdp_config') or {}
+    if fsdp.get('state_dict_type') == 'sharded':
+        return 'latest-sharded-rank0'
+    return 'latest-rank0.pt'
+
+
 def _last_checkpoint(grid: Grid, run: Run) -> str:
-    """The name by which Composer links the newest checkpoint."""
-    fsdp = OmegaConf.select(run.base.config, 'fsdp_config')
-    # FSDP2's default is sharded.
-    is_sharded = fsdp and fsdp.get('state_dict_type', 'sharded') == 'sharded'
-    name = 'latest-sharded-rank0' if is_sharded else 'latest-rank0.pt'
-    return str(RunFiles(grid.study, run.name).checkpoints / name)
+    folder = RunFiles(grid.study, run.name).checkpoints
+    return str(folder / last_checkpoint_name(run.base))
 
 
 def _set_mlflow(config: DictConfig, study: Study, run: Run) -> None:
@@ -124,16 +141,16 @@ def _set_mlflow(config: DictConfig, study: Study, run: Run) -> None:
 
 
 def _model_entry(grid: Grid, run: Run) -> dict[str, Any]:
-    config = run.base.config
-    model = OmegaConf.to_container(config.model, resolve=True)
-    assert isinstance(model, dict)  # For pyright.
+    model, tokenizer = (
+        run.base.resolved(key) for key in ('model', 'tokenizer')
+    )
     if model.get('init_device') == 'meta':
         # What loads into an evaluation without an optimizer.
         model['init_device'] = 'mixed'
     return {
         'model_name': run.name,
         'load_path': _last_checkpoint(grid, run),
-        'tokenizer': OmegaConf.to_container(config.tokenizer, resolve=True),
+        'tokenizer': tokenizer,
         'model': model,
     }
 
@@ -145,7 +162,7 @@ def _update(config: DictConfig, key: str, **settings: Any) -> None:
 
 def _text(config: DictConfig, base: Path) -> str:
     header = (
-        f'# Planned from {base} by `foundry-upcycle study`: change that, or\n'
+        f'{HEADER}{base} by `foundry-upcycle study`: change that, or\n'
         '# the study YAML.\n'
     )
     return header + OmegaConf.to_yaml(config)

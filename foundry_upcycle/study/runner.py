@@ -16,6 +16,7 @@ from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.plan_files import write_yamls
 from foundry_upcycle.study.preflight import check_runs
 from foundry_upcycle.study.process import (
+    REDIRECTING,
     Progress,
     RunFailed,
     duration_text,
@@ -23,6 +24,7 @@ from foundry_upcycle.study.process import (
     run_process,
 )
 from foundry_upcycle.study.run_files import RunFiles
+from foundry_upcycle.study.run_yamls import last_checkpoint_name
 from foundry_upcycle.study.tasks import (
     Kind,
     Task,
@@ -34,6 +36,8 @@ from foundry_upcycle.study.tasks import (
 
 __all__ = ['StudyRunner', 'dry_run']
 
+# Before a command that starts in whatever environment.
+_UNREDIRECTED = ('env', *(f'--unset={name}' for name in REDIRECTING))
 # What a task is estimated by: evaluations by their number.
 _Class = tuple[Kind, bool]
 
@@ -46,19 +50,27 @@ def dry_run(grid: Grid) -> Iterator[str]:
     named, in comments.
 
     Raises:
-        ConfigError: The study's folder has results of another study, or a
-            runner works on it.
+        ConfigError: As ``StudyRunner.run``, but for the scripts.
+        TaskDataError: A task's file can't be used.
     """
     with exclusive(grid.study.folder):
-        write_yamls(grid)
-    measured = Measured(grid)
+        measured = _prepare(grid)
     for task in list_tasks(grid):
         found = state(measured, task)
         if found in ('ready', 'started'):
-            yield shlex.join(command(grid, task))
+            yield shlex.join([*_UNREDIRECTED, *command(grid, task)])
         elif found == 'waits':
             needs = ', '.join(waits_for(measured, task))
             yield f'# {task.name} after {needs}'
+
+
+def _prepare(grid: Grid) -> Measured:
+    """Writes and checks what is to be run."""
+    write_yamls(grid)
+    check_runs(grid)
+    measured = Measured(grid)
+    _refuse_foreign_runs(measured)
+    return measured
 
 
 class StudyRunner:
@@ -93,10 +105,7 @@ class StudyRunner:
         """
         _require_scripts()
         with exclusive(self.grid.study.folder) as lock:
-            write_yamls(self.grid)
-            check_runs(self.grid)
-            measured = Measured(self.grid)
-            _refuse_foreign_runs(measured)
+            measured = _prepare(self.grid)
             tasks = list_tasks(self.grid)
             for index, task in enumerate(tasks):
                 self._do(measured, task, tasks[index:], len(tasks), lock)
@@ -120,7 +129,8 @@ class StudyRunner:
         files = RunFiles(self.grid.study, task.run.name)
         found = state(measured, task)
         if task.kind == 'train' and found in ('ready', 'started'):
-            mend_checkpoints(files.checkpoints)
+            name = last_checkpoint_name(task.run.base)
+            mend_checkpoints(files.checkpoints, name)
             # If only the link to the last one was missing, it is done.
             found = state(measured, task)
         number = f'{n_tasks - len(left) + 1}/{n_tasks}'

@@ -19,14 +19,15 @@ class Tracking:
         experiment: Name of the experiment.
 
     Raises:
-        ConfigError: By all methods, that the store can't be read.
+        ConfigError: Here and by all methods, that the store can't be read.
     """
 
     def __init__(self, uri: str, experiment: str):
         # It takes seconds to import.
         from mlflow import MlflowClient
         self._uri = uri
-        self._client = MlflowClient(uri)
+        with self._errors():
+            self._client = MlflowClient(uri)
         self._experiment = experiment
         self._ids: dict[str, str] = {}
 

@@ -1,5 +1,6 @@
 """The formulas against built models, torch's FLOP counter and the paper."""
 
+import re
 from pathlib import Path
 from typing import Any, Optional
 
@@ -362,3 +363,55 @@ def test_flops_against_torchs_counter(name: str, config: dict[str, Any]):
 def test_refuses_what_it_cannot_count(changes: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         ModelShape.from_config(tiny.dense_config(**changes))
+
+
+@pytest.mark.parametrize(
+    'section,key,value',
+    [
+        ('', 'd_model', '8x'),
+        ('', 'n_heads', 0),
+        ('', 'n_layers', True),
+        ('', 'vocab_size', 1.5),
+        ('', 'expansion_ratio', '4'),
+        ('attn_config', 'kv_n_heads', -1),
+        ('ffn_config', 'ffn_hidden_size', '96'),
+        ('ffn_config', 'moe_num_experts', [8]),
+        ('ffn_config', 'moe_top_k', 'two'),
+    ],
+)
+def test_sizes_are_numbers(section: str, key: str, value: Any):
+    config = tiny.moe_config()
+    (config[section] if section else config)[key] = value
+    prefix = f'model.{section}' if section else 'model'
+    match = re.escape(f'{prefix}.{key}={value!r}: it is not a size. Fix: write')
+    with pytest.raises(ConfigError, match=match):
+        ModelShape.from_config(config)
+
+
+@pytest.mark.parametrize(
+    'changes,problem',
+    [
+        ({
+            'attn_config': 'x'
+        }, "model.attn_config='x': it is no mapping"),
+        ({
+            'ffn_config': ['x']
+        }, r"model.ffn_config=\['x'\]: it is no mapping"),
+        ({
+            'norm_type': 5
+        }, 'model.norm_type=5: its parameters are not counted'),
+        ({
+            'norm_type': ['rmsnorm']
+        }, r"norm_type=\['rmsnorm'\]: its parameters are not"),
+    ],
+)
+def test_settings_of_another_type(changes: dict[str, Any], problem: str):
+    with pytest.raises(ConfigError, match=problem):
+        ModelShape.from_config(tiny.dense_config(**changes))
+
+
+def test_more_experts_a_token_than_there_are():
+    config = tiny.moe_config({'moe_num_experts': 8, 'moe_top_k': 9})
+    match = 'model.ffn_config.moe_top_k=9: there are 8 experts. Fix: lower it'
+    with pytest.raises(ConfigError, match=match):
+        ModelShape.from_config(config)

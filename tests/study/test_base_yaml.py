@@ -112,6 +112,16 @@ def test_a_warmup_of_another_kind(files: StudyFiles, warmup: str, problem: str):
         ('cpt', 'model.use_train_metrics', False, 'model.use_train_metrics=False: '
          'a study reads the training loss. Fix: remove it, or set it to true'),
         ('cpt', 'model.use_train_metrics', None, 'use_train_metrics=None: a study'),
+        ('cpt', 'model.d_model', '8x', "model.d_model='8x': it is not a size"),
+        ('cpt', 'train_loader.dataset.max_seq_len', 2, 'dataset.max_seq_len=2: the '
+         'model trains on sequences of this length, and FLOPs .* max_seq_len: 4'),
+        ('cpt', 'scheduler.t_max', '20ba', "scheduler.t_max='20ba': runs of a study"
+         ' have lengths of their own. Fix: write it in dur, such as 1dur, or'),
+        ('cpt', 'save_num_checkpoints_to_keep', 0, 'checkpoints_to_keep=0: runs go '
+         'on from their last checkpoint'),
+        ('cpt', 'save_overwrite', True, 'save_overwrite=True: runs go on from'),
+        ('cpt', 'save_weights_only', True, 'save_weights_only=True: runs go on'),
+        ('cpt', 'only_hf_checkpoint', True, 'only_hf_checkpoint=True: runs go on'),
         ('cpt', 'optimizer', GONE, f'optimizer.lr=None: {UNLIKE_FOUNDRY}'),
         ('cpt', 'optimizer.lr', GONE, 'optimizer.lr=None: it is missing'),
         ('cpt', 'optimizer.lr', '5e-5', "optimizer.lr='5e-5': it is missing, or"),
@@ -236,3 +246,25 @@ def test_another_norm(files: StudyFiles):
     files.set_all('model.norm_type', 'layernorm')
     with pytest.raises(ConfigError, match='model: n_norm_params=8: .*it is 16'):
         require_same_model(read(files, 'dense'), read(files, 'cpt'))
+
+
+@pytest.mark.parametrize(
+    'key,value',
+    [
+        ('train_loader.dataset.max_seq_len', '${max_seq_len}'),
+        ('scheduler.t_max', '1dur'),
+        ('save_num_checkpoints_to_keep', 1),
+        ('save_num_checkpoints_to_keep', -1),
+        ('save_overwrite', False),
+    ],
+)
+def test_what_can_be_used(files: StudyFiles, key: str, value: object):
+    read(files.set('cpt', key, value), 'cpt')
+
+
+def test_a_sweep_needs_the_name_of_the_optimizer(files: StudyFiles):
+    files.set('cpt', 'optimizer.name', GONE)
+    read(files, 'cpt')
+    with pytest.raises(ConfigError,
+                       match='cpt.yaml: optimizer.name=None: it is'):
+        read(files, 'cpt', lr=(1e-4, ))

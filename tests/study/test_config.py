@@ -181,6 +181,8 @@ def test_a_missing_key(files: StudyFiles, key: str, kind: str):
     [
         ('name', 5, f'name=5: {OF_ANOTHER_TYPE}str'),
         ('name', True, f'name=True: {OF_ANOTHER_TYPE}str'),
+        ('folder', 'out_${name}', 'folder=.out_..name..: a study YAML has no '
+         'interpolations but in overrides'),
         ('folder', '', f"folder='': {OF_ANOTHER_TYPE}str"),
         ('folder', 's3://bucket/x', "folder='s3://bucket/x': a study's folder is "
          'local. Fix: name a folder on a disk'),

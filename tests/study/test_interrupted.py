@@ -54,7 +54,7 @@ def test_what_was_not_written_to_the_end_goes(tmp_path: Path, share: float):
     broken = save(tmp_path, 30, share)
     with pytest.raises(FileExistsError, match='ba30'):
         require_that_composer_goes_on(tmp_path, 20)
-    mend_checkpoints(tmp_path)
+    mend_checkpoints(tmp_path, LINK)
     assert not broken.exists()
     assert contents(tmp_path) == before
     require_that_composer_goes_on(tmp_path, 20)
@@ -68,7 +68,7 @@ def test_what_was_written_and_not_linked_is_linked(tmp_path: Path, linked):
         link(tmp_path, linked)
     # Of another mending, that was killed.
     link(tmp_path, 'ep0-ba20-rank0.pt', f'unfinished-{LINK}')
-    mend_checkpoints(tmp_path)
+    mend_checkpoints(tmp_path, LINK)
     assert os.readlink(tmp_path / LINK) == newest.name
     assert {path.name
             for path in tmp_path.iterdir()
@@ -80,10 +80,10 @@ def test_a_broken_file_that_is_linked(tmp_path: Path):
     # As the machine, not the process, ended.
     whole = save(tmp_path, 20)
     link(tmp_path, save(tmp_path, 30, share=0.5).name)
-    mend_checkpoints(tmp_path)
+    mend_checkpoints(tmp_path, LINK)
     assert os.readlink(tmp_path / LINK) == whole.name
     whole.write_bytes(b'')
-    mend_checkpoints(tmp_path)
+    mend_checkpoints(tmp_path, LINK)
     assert not contents(tmp_path)  # From the start.
 
 
@@ -91,9 +91,9 @@ def test_what_is_in_order_stays(tmp_path: Path):
     save(tmp_path, 20)
     link(tmp_path, save(tmp_path, 30).name)
     before = contents(tmp_path)
-    mend_checkpoints(tmp_path)
+    mend_checkpoints(tmp_path, LINK)
     assert contents(tmp_path) == before
-    mend_checkpoints(tmp_path / 'absent')
+    mend_checkpoints(tmp_path / 'absent', LINK)
 
 
 def test_sharded_checkpoints_stay(tmp_path: Path):
@@ -102,7 +102,7 @@ def test_sharded_checkpoints_stay(tmp_path: Path):
         (tmp_path / name / '__0_0.distcp').touch()
     link(tmp_path, 'ep0-ba20', 'latest-sharded-rank0')
     before = contents(tmp_path)
-    mend_checkpoints(tmp_path)
+    mend_checkpoints(tmp_path, LINK)
     assert contents(tmp_path) == before
     require_that_composer_goes_on(tmp_path, 20)
 
@@ -112,7 +112,7 @@ def test_with_further_ranks_nothing_is_done(tmp_path: Path):
     save(tmp_path, 30, share=0.5)
     save(tmp_path, 30, rank=1)
     before = contents(tmp_path)
-    mend_checkpoints(tmp_path)
+    mend_checkpoints(tmp_path, LINK)
     assert contents(tmp_path) == before
 
 
@@ -120,5 +120,15 @@ def test_what_cant_be_opened_stays(tmp_path: Path):
     path = link(tmp_path, '/gone/ep0-ba20-rank0.pt', 'ep0-ba20-rank0.pt')
     match = "ba20-rank0.pt: it can't be opened .*Fix: see that its disk is ther"
     with pytest.raises(CheckpointError, match=match):
-        mend_checkpoints(tmp_path)
+        mend_checkpoints(tmp_path, LINK)
     assert path.is_symlink()
+
+
+def test_the_link_has_the_name_that_it_is_looked_for_by(tmp_path: Path):
+    # On one GPU, of a YAML that says sharded.
+    save(tmp_path, 20)
+    newest = save(tmp_path, 30)
+    path = link(tmp_path, 'ep0-ba20-rank0.pt', 'latest-sharded-rank0')
+    mend_checkpoints(tmp_path, path.name)
+    assert os.readlink(path) == newest.name
+    assert not (tmp_path / LINK).exists()

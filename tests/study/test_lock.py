@@ -86,9 +86,17 @@ def test_a_file_system_without_locks(
         pass
 
 
+def test_a_folder_that_is_a_file(tmp_path: Path):
+    path = tmp_path / 'results'
+    path.touch()
+    match = f"^folder='{path}': it can't be made"
+    with pytest.raises(ConfigError, match=match), exclusive(path):
+        pass
+
+
 @pytest.mark.parametrize('command', [['plan'], ['run', '--dry-run']])
 def test_commands_that_write_yamls_take_it(tmp_path: Path, command: list[str]):
-    folder = small_grid(tmp_path).study.folder
+    folder = small_grid(tmp_path, evaluation=None).study.folder
     words = ['study', *command, str(tmp_path / 'study.yaml')]
     with exclusive(folder):
         result = CliRunner().invoke(app, words)

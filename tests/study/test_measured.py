@@ -15,7 +15,7 @@ from small_study import (
     small_grid,
 )
 
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.measured import Measured, read_study_results
 from foundry_upcycle.study.results import RunResult
@@ -169,6 +169,12 @@ def test_a_store_that_can_not_be_read(grid: Grid):
         measured.is_trained(grid[DENSE])
 
 
+def test_a_store_that_mlflow_does_not_know(tmp_path: Path):
+    grid = small_grid(tmp_path, tracking_uri='foo://bar')
+    with pytest.raises(ConfigError, match="tracking_uri='foo://bar': it can't"):
+        Measured(grid)
+
+
 def test_a_run_that_diverged_is_not_the_best(grid: Grid):
     sweep = tuple(grid[name] for name in SWEEP)
     leave_training(grid, sweep[0], loss=float('nan'))
@@ -214,9 +220,12 @@ def test_a_place_has_no_result_before_its_evaluation(grid: Grid):
     assert [*read_study_results(grid).by_place] == [grid[DENSE].place]
 
 
-def test_damaged_answers_are_named(grid: Grid):
+def test_damaged_answers_are_asked_for_again(grid: Grid):
     leave_training(grid, grid[DENSE])
     leave_evaluation(grid, grid[DENSE])
     leave_answers(grid, grid[DENSE]).write_text('{')
-    with pytest.raises(ConfigError, match='m_short/checkpoint.json.*not JSON'):
-        read_study_results(grid)
+    match = 'm_short counts as not evaluated: .*m_short/checkpoint.json.*JSON'
+    with pytest.warns(UpcyclingWarning, match=match):
+        assert not Measured(grid).is_evaluated(grid[DENSE])
+    with pytest.warns(UpcyclingWarning, match=match):
+        assert read_study_results(grid).results[DENSE].evaluation is None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from small_study import LOSS, log
 from study.study_files import GONE, StudyFiles
 
 from foundry_upcycle.errors import ConfigError
@@ -26,14 +27,19 @@ def files(tmp_path: Path) -> StudyFiles:
 
 
 def start(grid: Grid, name: str) -> None:
-    """Leaves what a training leaves first."""
-    log = RunFiles(grid.study, name).train_log
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.touch()
+    """Leaves what a training, or an evaluation, logs first."""
+    log(grid, name, {LOSS: [3.0]})
+
+
+def save(grid: Grid, name: str) -> None:
+    """Leaves a checkpoint."""
+    folder = RunFiles(grid.study, name).checkpoints
+    folder.mkdir(parents=True)
+    (folder / 'ep0-ba1-rank0.pt').touch()
 
 
 def bytes_of(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob('*.yaml')}
+    return {path: path.read_bytes() for path in folder.glob('yamls/*.yaml')}
 
 
 def test_a_yaml_for_each_run(files: StudyFiles, tmp_path: Path):
@@ -77,13 +83,13 @@ def test_a_run_that_has_not_started_may_change(files: StudyFiles):
     assert config.optimizer.lr == 2e-3
 
 
-@pytest.mark.parametrize('sign', ['train_log', 'checkpoints'])
-def test_a_run_that_has_started_may_not(files: StudyFiles, tmp_path, sign):
+@pytest.mark.parametrize('begin', [start, save])
+def test_a_run_that_has_started_may_not(files: StudyFiles, tmp_path, begin):
     files.set('cpt', 'optimizer.lr', 1e-3)
     grid = files.grid()
     write_yamls(grid)
     before = bytes_of(tmp_path / 'results')
-    getattr(RunFiles(grid.study, CPT), sign).mkdir(parents=True)
+    begin(grid, CPT)
     # Nor is the other arm's, which has not started, replaced.
     files.set('upcycled', 'seed', 9)
     changed = files.set('cpt', 'optimizer.lr', 5e-4).grid()
@@ -105,6 +111,47 @@ def test_a_run_that_has_started_may_not(files: StudyFiles, tmp_path, sign):
     assert bytes_of(tmp_path / 'results') == before
     with pytest.raises(ConfigError, match='-  lr: 0.001\n.  lr: 0.0005\n'):
         require_unchanged(changed)
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_mended(files):
+    grid = files.grid()
+    write_yamls(grid)
+    run = RunFiles(grid.study, CPT)
+    run.train_log.parent.mkdir(parents=True)
+    run.train_log.write_text('CUDA out of memory')
+    run.checkpoints.mkdir(parents=True)
+    files.set('cpt', 'train_loader.dataset.local', 'the_right_folder')
+    write_yamls(files.grid())
+    config = OmegaConf.load(run.train_yaml)
+    assert config.train_loader.dataset.local == 'the_right_folder'
+    assert run.train_log.read_text() == 'CUDA out of memory'
+
+
+def test_how_a_run_goes_may_change(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    save(grid, CPT)
+    write_yamls(files.set('cpt', 'device_train_microbatch_size', 3).grid())
+    config = OmegaConf.load(RunFiles(grid.study, CPT).train_yaml)
+    assert config.device_train_microbatch_size == 3
+
+
+def test_what_no_study_planned_stays(files: StudyFiles, tmp_path: Path):
+    mine = tmp_path / 'results/yamls/mine.yaml'
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b'a: \xff')
+    grid = files.grid()
+    write_yamls(grid)
+    assert mine.read_bytes() == b'a: \xff'
+    planned = RunFiles(grid.study, CPT).train_yaml
+    planned.write_text('a: 1')
+    with pytest.raises(
+            ConfigError,
+            match=f"^folder='{tmp_path}/results': {planned} is there, and no "
+            'study has planned it. Fix: name another folder, or move',
+    ):
+        write_yamls(grid)
+    assert planned.read_text() == 'a: 1'
 
 
 def answer(grid: Grid) -> None:

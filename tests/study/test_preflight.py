@@ -53,6 +53,17 @@ def with_evaluation(folder: Path, **changes: Any) -> Grid:
     return small_grid(folder, evaluation=str(path))
 
 
+def test_an_experiment_that_composer_would_call_otherwise(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv('DATABRICKS_TOKEN', 'secret')
+    grid = small_grid(tmp_path, evaluation=None)
+    with pytest.raises(ConfigError, match="^name='small': it names an experim"):
+        check(grid)
+    check(small_grid(tmp_path, evaluation=None, name='/Shared/small'))
+
+
 @pytest.mark.parametrize(
     'name',
     ['430m', '1b', 'example', 'quickstart', 'quickstart_tiny'],

@@ -15,7 +15,12 @@ from typer.testing import CliRunner
 
 from foundry_upcycle.cli.app import app
 from foundry_upcycle.study import process
-from foundry_upcycle.study.process import Progress, RunFailed, run_process
+from foundry_upcycle.study.process import (
+    REDIRECTING,
+    Progress,
+    RunFailed,
+    run_process,
+)
 from foundry_upcycle.study.runner import StudyRunner
 
 
@@ -65,6 +70,19 @@ def test_python_of_this_environment_comes_first(tmp_path: Path):
         shown,
     )
     assert Path(shown[0].strip()).parent == Path(sys.executable).parent
+
+
+def test_other_runs_of_mlflow_are_not_logged_to(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for name in REDIRECTING:
+        monkeypatch.setenv(name, 'other')
+    shown: list[str] = []
+    _run(
+        tmp_path, f'import os; print(os.environ.keys() & {REDIRECTING})', shown
+    )
+    assert shown == ['set()\n']
 
 
 @pytest.mark.parametrize('given,used', [(None, str(4 * 2**30)), ('1', '1')])

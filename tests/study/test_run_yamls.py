@@ -12,11 +12,12 @@ from llmfoundry.utils.config_utils import (
 from omegaconf import DictConfig, OmegaConf
 from study.study_files import YAMLS, StudyFiles
 
+from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import read_study
 from foundry_upcycle.study.grid import Grid, evaluation_run_name, plan_grid
 from foundry_upcycle.study.plan_files import write_yamls
 from foundry_upcycle.study.run_files import RunFiles
-from foundry_upcycle.study.run_yamls import train_yaml
+from foundry_upcycle.study.run_yamls import eval_yaml, train_yaml
 
 DENSE, CPT, UPCYCLED = 'm_short', 'm_short_cpt_0.5_s17', 'm_short_upcycled_1_s17'
 SWEPT = 'm_short_upcycled_0.5_s17_lr0.002'
@@ -91,6 +92,41 @@ def test_sharded_checkpoints_have_another_name():
     assert cpt.max_duration == f'{4768 * 4_194_304}tok'
 
 
+@pytest.mark.parametrize(
+    'fsdp,name',
+    [
+        (None, 'latest-rank0.pt'),
+        ({
+            'mixed_precision': 'DEFAULT'
+        }, 'latest-rank0.pt'),
+        ({
+            'state_dict_type': 'full'
+        }, 'latest-rank0.pt'),
+        ({
+            'state_dict_type': 'sharded'
+        }, 'latest-sharded-rank0'),
+    ],
+)
+def test_links_are_called_as_foundry_calls_them(
+    files: StudyFiles,
+    fsdp: dict[str, str] | None,
+    name: str,
+):
+    # Foundry's train.py takes the name from what the YAML says alone.
+    grid = files.set_all('fsdp_config', fsdp).grid()
+    assert Path(planned(grid, CPT).load_path).name == name
+
+
+def test_a_model_that_leads_nowhere(files: StudyFiles):
+    files.set('study', 'evaluation', 'eval.yaml')
+    grid = files.set('cpt', 'model.loss_fn', '${variables.nothing}').grid()
+    assert grid.evaluation is not None
+    with pytest.raises(
+            ConfigError,
+            match="cpt.yaml: model.*=None: it can't be resolved .*nothing"):
+        eval_yaml(grid, grid.evaluation, grid[CPT])
+
+
 def test_the_dense_start(files: StudyFiles):
     grid = files.grid()
     config = planned(grid, DENSE)
@@ -142,7 +178,13 @@ def test_a_loader_without_a_dataset_has_no_seed(files: StudyFiles):
 
 @pytest.mark.parametrize(
     'optimizer,decays',
-    [('decoupled_lionw', True), ('decoupled_adamw', True), ('adam', False)],
+    [
+        ('decoupled_lionw', True),
+        ('decoupled_adamw', True),
+        ('adalr_lion', True),
+        ('clip_lion', True),
+        ('adam', False),
+    ],
 )
 def test_weight_decay_is_scaled_where_it_is_decoupled(
     files: StudyFiles,

@@ -232,7 +232,11 @@ def test_dry_run_prints_what_can_start(grid: Grid):
     write_yamls(grid)
     files = RunFiles(grid.study, 'm_short')
     first, *waiting = dry_run(grid)
-    assert first == f'composer train.py {files.train_yaml}'
+    # Whatever the environment that it starts in.
+    assert first == (
+        'env --unset=RUN_NAME --unset=MLFLOW_RUN_ID '
+        f'--unset=MLFLOW_EXPERIMENT_ID composer train.py {files.train_yaml}'
+    )
     assert len(waiting) == 11 and all(line[0] == '#' for line in waiting)
     assert waiting[0] == '# m_short_eval after m_short'
     assert (
@@ -255,6 +259,20 @@ def test_dry_run_prints_what_can_start(grid: Grid):
     ]
     written = RunFiles(grid.study, 'm_short_upcycled_0.4_s18').train_yaml
     assert yaml.safe_load(written.read_text())['optimizer']['lr'] == 1e-4
+
+
+def test_dry_run_refuses_another_studys_runs(grid: Grid, tmp_path: Path):
+    leave_training(grid, grid['m_short'])
+    other = tmp_path / 'other'
+    other.mkdir()
+    same_name = small_grid(
+        other,
+        tracking_uri=grid.study.tracking_uri,
+        evaluation=None,
+    )
+    with pytest.raises(ConfigError,
+                       match='has a run m_short in the experiment'):
+        list(dry_run(same_name))
 
 
 def test_a_sweep_that_diverged_is_named(grid: Grid, machine: Machine):

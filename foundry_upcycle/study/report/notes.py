@@ -43,8 +43,17 @@ def missing_runs(summary: Summary) -> Iterator[str]:
                 f'**Not all runs are there.** Not {what} to the end, and left '
                 f'out: {listed}.'
             )
-    if summary.diverged:
-        listed = ', '.join(f'`{name}`' for name in summary.diverged)
+    # Sweeps that are done, and nothing won.
+    lost = [
+        run.name for place, best in zip(lacking, trained) if best is None
+        for run in study.grid.candidates(place) if run.name in study.results
+        if all(
+            run.name in study.results for run in study.grid.candidates(place)
+        )
+    ]
+    diverged = (*summary.diverged, *lost)
+    if diverged:
+        listed = ', '.join(f'`{name}`' for name in diverged)
         yield (
             '**Runs diverged.** A loss of these is no number, and left out of '
             f'means: {listed}.'

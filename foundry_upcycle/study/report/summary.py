@@ -128,19 +128,19 @@ class Summary:
         )
         return tuple(point for point in points if self.results(point))
 
-    def largest(
+    def shared(
         self,
         model: ModelGrid,
         duration: str,
         *arms: str,
-    ) -> Optional[float]:
-        """The largest fraction at which all these arms have a result."""
+    ) -> list[float]:
+        """The fractions at which all these arms have a result, descending."""
         fractions = [{
             point.fraction
             for point in self.points(model, duration, arm)
         }
                      for arm in arms]
-        return max(set.intersection(*fractions), default=None)
+        return sorted(set.intersection(*fractions), reverse=True)
 
     def largest_begun(
         self,
@@ -155,9 +155,9 @@ class Summary:
         begun = [points[0].arm for points in of_arms if points]
         if not begun:
             return None
-        shared = self.largest(model, duration, *filter(None, begun))
-        if shared is not None:
-            return shared
+        shared = self.shared(model, duration, *filter(None, begun))
+        if shared:
+            return shared[0]
         return max(point.fraction for points in of_arms for point in points)
 
     def mean(self, metric: Metric, point: Place) -> Optional[Mean]:

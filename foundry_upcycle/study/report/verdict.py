@@ -86,7 +86,7 @@ def write_verdict(summary: Summary) -> str:
     """By how much arms differ at the largest fraction, as Markdown.
 
     For each model and duration the largest fraction is taken at which an arm
-    and the reference both have a result.
+    and the reference both have a result, with the same seed.
     """
     blocks: list[str] = []
     counts: dict[tuple[str, str], Counter[str]] = {}
@@ -94,11 +94,9 @@ def write_verdict(summary: Summary) -> str:
         for arm in summary.compared(model):
             versus = arm, str(summary.reference(model))
             count = counts.setdefault(versus, Counter())
-            for point in _largest_points(summary, model, *versus):
-                findings = _findings(summary, point)
-                if findings:
-                    count.update(finding.verdict for finding in findings)
-                    blocks.append(_block(summary, point, versus[1], findings))
+            for point, findings in _largest_points(summary, model, *versus):
+                count.update(finding.verdict for finding in findings)
+                blocks.append(_block(summary, point, versus[1], findings))
     headlines = [
         _headline(arm, reference, of)
         for (arm, reference), of in counts.items()
@@ -139,11 +137,14 @@ def _largest_points(
     model: ModelGrid,
     arm: str,
     reference: str,
-) -> Iterator[Place]:
+) -> Iterator[tuple[Place, list[_Finding]]]:
     for duration in model.durations:
-        fraction = summary.largest(model, duration, arm, reference)
-        if fraction is not None:
-            yield Place(model.name, duration, arm, fraction)
+        for fraction in summary.shared(model, duration, arm, reference):
+            point = Place(model.name, duration, arm, fraction)
+            findings = _findings(summary, point)
+            if findings:
+                yield point, findings
+                break
 
 
 def _findings(summary: Summary, point: Place) -> list[_Finding]:

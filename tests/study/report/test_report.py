@@ -558,6 +558,37 @@ def test_runs_that_diverged_are_named(tmp_path: Path):
     assert lines[2].endswith(f'means: `{name}`.')
 
 
+def test_sweeps_that_diverged_are_named(tmp_path: Path):
+    study = full_study(tmp_path)
+    sweep = [
+        name for name in study.results
+        if re.fullmatch('small_medium_upcycled_0.1_s1_lr.*', name)
+    ]
+    assert len(sweep) == 2
+    results = {
+        name:
+        replace(result, train_loss=np.full(len(result.train_loss), np.nan))
+        if name in sweep else result
+        for name, result in study.results.items()
+    }
+    lines = lines_of(StudyResults(study.grid, results), tmp_path)
+    (line, ) = (line for line in lines if line.startswith('**Runs diverged'))
+    assert all(f'`{name}`' in line for name in sweep)
+
+
+def test_the_largest_budget_has_one_seed_of_both(tmp_path: Path):
+    # At 0.4 each arm has a seed that the other has not.
+    study = without(
+        plain_study(tmp_path),
+        'small_long_cpt_0.4_s2',
+        'small_long_upcycled_0.4_s1',
+    )
+    lines = lines_of(study, tmp_path)
+    assert any(
+        line.startswith('- small, long, x0.2 of pretraining') for line in lines
+    )
+
+
 def test_nothing_to_compare_yet(tmp_path: Path):
     study = without(plain_study(tmp_path), '.*_cpt_.*')
     assert lines_of(study, tmp_path)[4].startswith('**No comparison yet**')

@@ -311,7 +311,7 @@ def test_without_a_dense_arm_nothing_is_compared(tmp_path: Path):
     assert summary.over_examples(at('other', 0.4)) is None
 
 
-def test_largest_fractions(tmp_path: Path):
+def test_shared_fractions(tmp_path: Path):
     study = plain_study(tmp_path)
     results = {
         name: result
@@ -320,8 +320,8 @@ def test_largest_fractions(tmp_path: Path):
     }
     summary = Summary(StudyResults(study.grid, results))
     (model, ) = summary.models
-    assert summary.largest(model, 'long', 'cpt') == 0.4
-    assert summary.largest(model, 'long', 'cpt', 'upcycled') == 0.2
+    assert summary.shared(model, 'long', 'cpt')[0] == 0.4
+    assert summary.shared(model, 'long', 'cpt', 'upcycled')[0] == 0.2
     assert summary.largest_begun(model, 'long') == 0.2
     apart = {
         name: result
@@ -329,7 +329,7 @@ def test_largest_fractions(tmp_path: Path):
         if 'cpt_0.4' in name or 'upcycled_0.1' in name
     }
     summary = Summary(StudyResults(study.grid, apart))
-    assert summary.largest(model, 'long', 'cpt', 'upcycled') is None
+    assert summary.shared(model, 'long', 'cpt', 'upcycled') == []
     assert summary.largest_begun(model, 'long') == 0.4
 
 
