@@ -1,5 +1,6 @@
 """What a user may set, validated; imports no torch."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Mapping, Optional, Sequence
 
@@ -87,10 +88,13 @@ class UpcyclingConfig:
                 'it has no name.',
                 'write recipe: {name: copy}.',
             )
-        if not self.router_init_std > 0:
+        std = self.router_init_std
+        is_number = isinstance(std, (int, float)) and not isinstance(std, bool)
+        if not is_number or not 0 < std < math.inf:
             raise ConfigError(
                 f'{prefix}.router_init_std',
                 self.router_init_std,
-                'a router of zeros sends every token to the same experts.',
+                'it is no standard deviation; a router of zeros sends every '
+                'token to the same experts.',
                 'set it above 0; 0.02 is the usual value.',
             )

@@ -6,13 +6,14 @@ The serving harness (``benchmarks/inference``) routes dummy weights by it:
 
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
-from foundry_upcycle.checkpoints.writers.output import new_output
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.checkpoints.writers.output import absolute, new_output
+from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.gauntlet.mlflow_run import MLFLOW, mlflow_histories
 
 __all__ = ['ExpertShares', 'read_expert_shares', 'write_expert_shares']
@@ -95,9 +96,12 @@ def write_expert_shares(
     """Writes a JSON of the fields of ``ExpertShares``, whole or not at all.
 
     Raises:
-        CheckpointError: ``out`` exists and may not be replaced, or can't be
-            written.
+        CheckpointError: ``out`` exists and may not be replaced, is a folder, or
+            can't be written.
     """
+    out = absolute(out)
+    if os.path.isdir(out):
+        raise CheckpointError(out, 'it is a folder.', 'name a file.')
     with new_output(out, overwrite) as path:
         path.write_text(json.dumps(asdict(shares), indent=1) + '\n')
 

@@ -187,6 +187,15 @@ def _warn_if_inexact(ffn_config: Mapping[str, Any]) -> None:
             UpcyclingWarning,
             stacklevel=2,
         )
+    elif ffn_config.get('moe_top_k') == 1:
+        warnings.warn(
+            'model.ffn_config.moe_top_k=1: the one combine weight of a token '
+            'is always 1, as training must start from the function of the '
+            'dense model. So the loss on tokens does not reach the routers: '
+            'only moe_loss_weight and moe_zloss_weight train them.',
+            UpcyclingWarning,
+            stacklevel=2,
+        )
 
 
 def _peak_memory_bytes() -> int:

@@ -35,14 +35,21 @@ def open_checkpoint(path: str) -> Checkpoint:
             would execute code to be read.
         ConfigError: MPT can't express the Hugging Face model.
     """
-    if is_huggingface_folder(path):
-        return HuggingFaceReader(path)
-    if os.path.isdir(path):
-        _refuse_other_folders(path)
-        return ShardedReader(path)
-    if os.path.isfile(path):
-        _refuse_gguf(path)
-        return MonolithicReader(path)
+    try:
+        if is_huggingface_folder(path):
+            return HuggingFaceReader(path)
+        if os.path.isdir(path):
+            _refuse_other_folders(path)
+            return ShardedReader(path)
+        if os.path.isfile(path):
+            _refuse_gguf(path)
+            return MonolithicReader(path)
+    except PermissionError as error:
+        raise CheckpointError(
+            path,
+            f'it can not be opened ({error}).',
+            'make it one that you may read.',
+        ) from error
     raise CheckpointError(
         path,
         'there is no such file or folder.',

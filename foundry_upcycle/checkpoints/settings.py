@@ -51,6 +51,12 @@ def complete(mpt_config: Mapping[str, Any]) -> dict[str, Any]:
     mpt['logit_scale'] = _logit_scale(mpt)
     for key in _WHOLE:
         mpt[key] = _take_below(mpt, key)
+    if mpt['attn_config.rope_impl'] == 'dail':
+        # It reads no rope_hf_config.
+        mpt['attn_config.rope_hf_config'] = {
+            'type': 'no_scaling',
+            'factor': 1.0
+        }
     return mpt | _attention(mpt) | _ffn(mpt)
 
 

@@ -10,8 +10,11 @@ from foundry_upcycle.checkpoints.base import (
     flatten,
     nest,
 )
-from foundry_upcycle.checkpoints.huggingface.reader import is_huggingface_folder
-from foundry_upcycle.checkpoints.names import dense_mlp_type, expert_name
+from foundry_upcycle.checkpoints.huggingface.reader import (
+    HuggingFaceReader,
+    is_huggingface_folder,
+)
+from foundry_upcycle.checkpoints.names import dense_mlp_type
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.plan import refuse_mixture
 from foundry_upcycle.checkpoints.settings import require_mpt
@@ -26,6 +29,7 @@ from foundry_upcycle.config import (
 from foundry_upcycle.conversion.export_hf import huggingface_writer
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import Writer, n_bytes, save
+from foundry_upcycle.conversion.streamed import parameter_shapes
 from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 
@@ -67,6 +71,8 @@ def convert(
             hold the model.
     """
     dense = open_checkpoint(config.source_path)
+    if isinstance(dense, HuggingFaceReader) and file_format != 'safetensors':
+        dense.require_exact(dtype)
     mixture = as_mixture(
         dense,
         config,
@@ -129,7 +135,8 @@ def as_mixture(
     """``dense`` seen as a mixture of experts, with its config.
 
     Raises:
-        CheckpointError: ``dense`` carries no config, or can't be upcycled.
+        CheckpointError: ``dense`` carries no config, has not the tensors of it,
+            or can't be upcycled.
         ConfigError: E, K or ``moe_layers`` can't be used.
     """
     n_layers = require_mpt(dense)['n_layers']
@@ -141,30 +148,11 @@ def as_mixture(
         model_config['ffn_config.moe_layers'] = [*layers]
     return UpcycledCheckpoint(
         dense,
-        _shapes(dense, mlp_type, moe_num_experts, layers),
+        parameter_shapes(model_config),
         config,
         model_config,
         dtype,
     )
-
-
-def _shapes(
-    dense: Checkpoint,
-    mlp_type: str,
-    E: int,
-    layers: Optional[Sequence[int]],
-) -> dict[str, Any]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, (shape, _) in dense.tensors.items():
-        expert = expert_name(name, mlp_type)
-        is_kept = layers is not None and expert and expert.layer not in layers
-        if expert is None or is_kept:
-            shapes[name] = shape
-            continue
-        F, D = reversed(shape) if expert.is_transposed(mlp_type) else shape
-        shapes.setdefault(expert.router_name, (E, D))
-        shapes[expert.name] = (E * F, D)
-    return shapes
 
 
 def _model_config(

@@ -21,7 +21,7 @@ from foundry_upcycle.conversion.companions import (
 )
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import check_output, n_bytes, save
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['import_hf']
 
@@ -60,10 +60,10 @@ def import_hf(
             tokens than the model, or ``out`` can't be written.
         ConfigError: MPT can't express the model.
     """
-    check_output(out, source, overwrite)
+    place = check_output(out, source, overwrite)
     with _as_folder(source) as folder:
         reader = HuggingFaceReader(folder)
-        _refuse_rounded_gemma(reader, dtype)
+        reader.require_exact(dtype)
         check_vocabulary(folder, reader.section['vocab_size'])
         sections = _sections(reader, f'{out}/hf')
 
@@ -79,20 +79,7 @@ def import_hf(
         provenance = Provenance(
             'import-hf', source, {'dtype': dtype_name(dtype)}
         )
-        save(out, write, n_bytes(reader, dtype), provenance, overwrite)
-
-
-def _refuse_rounded_gemma(
-    reader: HuggingFaceReader, dtype: torch.dtype
-) -> None:
-    if reader.is_computed and dtype.itemsize < 4:
-        raise ConfigError(
-            'dtype',
-            dtype_name(dtype),
-            "MPT stores a Gemma's norms plus 1 and its embedding times "
-            'sqrt(d_model), which this dtype would round.',
-            'use float32; export_hf gives back the original numbers in any.',
-        )
+        save(place, write, n_bytes(reader, dtype), provenance, overwrite)
 
 
 def _sections(reader: HuggingFaceReader, tokenizer: str) -> dict[str, Any]:

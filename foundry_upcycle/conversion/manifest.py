@@ -19,7 +19,9 @@ __all__ = [
     'chain_of_manifests',
     'files_in',
     'hash_files',
+    'is_manifest',
     'is_output',
+    'manifest_beside',
     'manifest_path',
     'read_manifest',
 ]
@@ -37,9 +39,13 @@ _DISTRIBUTIONS = (
 def manifest_path(path: str | Path) -> Path:
     """In a folder ``manifest.json``, beside a file ``NAME.manifest.json``."""
     path = Path(path)
-    if path.is_dir():
-        return path / 'manifest.json'
-    return path.with_name(f'{path.name}.manifest.json')
+    return path / 'manifest.json' if path.is_dir() else manifest_beside(path)
+
+
+def manifest_beside(file: str | Path) -> Path:
+    """Where the manifest of a file is, or will be when there is the file."""
+    file = Path(file)
+    return file.with_name(f'{file.name}.manifest.json')
 
 
 def read_manifest(path: str | Path) -> Optional[dict[str, Any]]:
@@ -65,6 +71,11 @@ def _read(file: Path) -> Optional[dict[str, Any]]:
         return manifest if is_ours else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_manifest(file: Path) -> bool:
+    """Whether a file is a manifest of ours."""
+    return _read(file) is not None
 
 
 def is_output(folder: str | Path) -> bool:

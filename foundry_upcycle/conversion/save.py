@@ -11,6 +11,7 @@ from tqdm import tqdm
 from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.writers.output import (
     Progress,
+    absolute,
     check_free_space,
     new_output,
     refuse_existing,
@@ -18,7 +19,9 @@ from foundry_upcycle.checkpoints.writers.output import (
 from foundry_upcycle.conversion.manifest import (
     Provenance,
     files_in,
+    is_manifest,
     is_output,
+    manifest_beside,
     manifest_path,
 )
 from foundry_upcycle.errors import CheckpointError
@@ -57,7 +60,7 @@ def save(
         CheckpointError: ``out`` exists, or can't be written. What was there
             still is.
     """
-    check_output(out, provenance.source, overwrite)
+    out = check_output(out, provenance.source, overwrite)
     with new_output(out, overwrite) as partial:
         check_free_space(partial, total_bytes)
         provenance.start()
@@ -74,7 +77,7 @@ def save(
             provenance.write(files_in(partial), manifest_path(partial))
         else:
             # It has its place at once, and the file right after.
-            provenance.write([os.path.basename(out)], manifest_path(out))
+            provenance.write([os.path.basename(out)], manifest_beside(out))
 
 
 @contextmanager
@@ -91,16 +94,22 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_output(out: str, source: str, overwrite: bool) -> None:
+def check_output(out: str, source: str, overwrite: bool) -> str:
     """Refuses an output that could not be put in its place, beforehand.
 
+    Returns:
+        Its absolute path.
+
     Raises:
-        CheckpointError: It exists and may not be replaced, or it is, holds or
-            lies in the source.
+        CheckpointError: It has no name, exists and may not be replaced, or it
+            is, holds or lies in the source; or its manifest's place is taken.
     """
+    out = absolute(out)
     _refuse_source(out, source)
     _refuse_foreign_folder(out)
+    _refuse_foreign_manifest(out)
     refuse_existing(out, overwrite)
+    return out
 
 
 def _refuse_foreign_folder(out: str) -> None:
@@ -110,6 +119,16 @@ def _refuse_foreign_folder(out: str) -> None:
             'it exists, and holds what foundry-upcycle did not write (what its '
             'manifest.json does not list).',
             'choose another output; --overwrite replaces a whole folder.',
+        )
+
+
+def _refuse_foreign_manifest(out: str) -> None:
+    path = manifest_beside(out)
+    if os.path.lexists(path) and not is_manifest(path):
+        raise CheckpointError(
+            path,
+            'it exists, is none of ours, and a manifest would replace it.',
+            'choose another output, or move this file.',
         )
 
 

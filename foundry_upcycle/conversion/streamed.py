@@ -10,7 +10,7 @@ from llmfoundry.models.utils import init_empty_weights
 from foundry_upcycle.checkpoints.base import Checkpoint, nest
 from foundry_upcycle.models.upcycled_mpt import UpcycledMPTForCausalLM
 
-__all__ = ['streamed_logits']
+__all__ = ['parameter_shapes', 'streamed_logits']
 
 
 @torch.inference_mode()
@@ -30,9 +30,7 @@ def streamed_logits(
     Returns:
         Logits (B, T, V) in float32.
     """
-    with init_empty_weights():
-        config = _cpu_config(checkpoint.model_config)
-        model = UpcycledMPTForCausalLM(config).eval()
+    model = _empty_model(checkpoint.model_config).eval()
     for name, module in _units(model):
         unload = _load_when_it_runs(module, name, checkpoint, stored_as)
         # A tied embedding is needed again at the end.
@@ -41,11 +39,32 @@ def streamed_logits(
     return model(input_ids_BT).logits
 
 
+def parameter_shapes(
+    model_config: Mapping[str, Any],
+) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a model and its shape, as checkpoints name them.
+
+    Args:
+        model_config: Of a dense or upcycled MPT, keys joined by dots.
+    """
+    return {
+        f'model.{name}': tuple(parameter.shape)
+        for name, parameter in _empty_model(model_config).named_parameters()
+    }
+
+
+def _empty_model(model_config: Mapping[str, Any]) -> UpcycledMPTForCausalLM:
+    with init_empty_weights():
+        return UpcycledMPTForCausalLM(_cpu_config(model_config))
+
+
 def _cpu_config(flat: Mapping[str, Any]) -> MPTConfig:
     config = nest(flat)
     attention = {**config.get('attn_config', {}), 'attn_impl': 'torch'}
     if attention.get('rope_impl') == 'dail':
-        attention['rope_impl'] = 'hf'  # The same, without flash-attn.
+        # The same, without flash-attn; what only hf reads does not count.
+        attention['rope_impl'] = 'hf'
+        attention.pop('rope_hf_config', None)
     with warnings.catch_warnings():
         # Foundry warns that rope replaces learned positions.
         warnings.simplefilter('ignore')

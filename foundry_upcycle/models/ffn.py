@@ -1,6 +1,6 @@
 """The feed-forward layer ``upcycled_dmoe``: a dropless mixture of experts."""
 
-from typing import Any, Callable, Optional, Sequence, Union
+from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
 import torch
 from llmfoundry.models.layers.ffn import (
@@ -112,7 +112,7 @@ def build_upcycled_dmoe(
     d_model: int,
     expansion_ratio: Union[int, float],
     ffn_hidden_size: Optional[int] = None,
-    ffn_act_fn: Optional[dict[str, Any]] = None,
+    ffn_act_fn: Optional[Mapping[str, Any]] = None,
     device: Optional[str] = None,
     bias: bool = True,
     moe_num_experts: int = 8,
@@ -173,9 +173,24 @@ def build_upcycled_dmoe(
             'set model.name: upcycled_mpt (or moe_layers: null).',
         )
     refuse_biases(bias)
-    _check('mlp_type', mlp_type, mlp_type in MLP_TYPES, f'{set(MLP_TYPES)}')
-    backends = {'auto', *BACKENDS}
-    _check('backend', backend, backend in backends, f'{backends}')
+    for key, name, names in (
+        ('mlp_type', mlp_type, {*MLP_TYPES}),
+        ('backend', backend, {'auto', *BACKENDS}),
+    ):
+        _check(key, name, isinstance(name, str) and name in names, f'{names}')
+    F, order = ffn_hidden_size, moe_normalize_expert_weights
+    _check(
+        'ffn_hidden_size',
+        F,
+        F is None or (_is_whole(F) and F >= 1),
+        'a number from 1',
+    )
+    _check(
+        'moe_normalize_expert_weights',
+        order,
+        order is None or (_is_number(order) and order > 0),
+        'null, or a number above 0',
+    )
     E, K = moe_num_experts, moe_top_k
     _check('moe_num_experts', E, _is_whole(E) and E >= 1, 'a number from 1')
     _check(
@@ -206,7 +221,7 @@ def build_upcycled_dmoe(
         moe_num_experts=moe_num_experts,
         moe_top_k=moe_top_k,
         mlp_type=mlp_type,
-        activation_fn=resolve_ffn_act_fn(ffn_act_fn),
+        activation_fn=_activation(ffn_act_fn),
         moe_normalize_expert_weights=moe_normalize_expert_weights,
         moe_jitter_eps=moe_jitter_eps,
         moe_loss_weight=moe_loss_weight,
@@ -214,6 +229,29 @@ def build_upcycled_dmoe(
         backend='grouped' if backend == 'auto' else backend,
         device=device,
     )
+
+
+def _activation(
+    ffn_act_fn: Optional[Mapping[str, Any]],
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    is_named = isinstance(ffn_act_fn, Mapping) and isinstance(
+        ffn_act_fn.get('name'),
+        str,
+    )
+    accepted = 'null, or a mapping such as {name: silu}'
+    _check('ffn_act_fn', ffn_act_fn, ffn_act_fn is None or is_named, accepted)
+    try:
+        function = resolve_ffn_act_fn(ffn_act_fn and dict(ffn_act_fn))
+        function(torch.zeros(1))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            'model.ffn_config.ffn_act_fn',
+            ffn_act_fn,
+            f'torch.nn.functional has none of this name and these arguments '
+            f'({error}).',
+            f'set it to {accepted}.',
+        ) from error
+    return function
 
 
 def refuse_biases(bias: bool) -> None:

@@ -19,7 +19,7 @@ def get_recipe(config: Mapping[str, Any]) -> Recipe:
     """
     settings = dict(config)
     name = settings.pop('name')
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ConfigError(
             'callbacks.sparse_upcycling.recipe.name',
             name,

@@ -328,3 +328,12 @@ def test_errors_of_the_command_are_one_line(tmp_path: Path):
     assert text.startswith("error: run='") and text.count('\n') == 1
     assert not list(tmp_path.iterdir())
     run_command('metrics.json', '--out', out, '--last', 0, code=2)
+
+
+def test_a_folder_is_not_replaced(tmp_path: Path):
+    file = write_json(tmp_path / 'metrics.json', metrics([0.5, 0.5]))
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis').touch()
+    text = run_command(file, '--out', tmp_path / 'mine', '--overwrite', code=1)
+    assert f'error: {tmp_path}/mine: it is a folder. Fix: name a file.' in text
+    assert (tmp_path / 'mine' / 'thesis').exists()

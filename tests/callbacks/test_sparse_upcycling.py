@@ -151,6 +151,11 @@ def test_unnormalised_combine_weights_are_warned_of(source: str):
         )
 
 
+def test_routers_that_no_loss_on_tokens_reaches_are_warned_of(source: str):
+    with pytest.warns(UserWarning, match='moe_top_k=1: .*only moe_loss_weight'):
+        make_trainer(source, moe=tiny.build_moe({'moe_top_k': 1}))
+
+
 def run(source: str, folder: Path, stop: str | None = None) -> tuple:
     """Trains to batch 4, or to ``stop``; resumes what is in ``folder``."""
     log = InMemoryLogger()
@@ -256,8 +261,14 @@ def test_fsdp1_is_refused(source: str):
             'recipe.noise=1: the recipe copy has no such setting',
         ),
         ({
-            'router_init_std': 0,
-        }, 'router_init_std=0: .*0.02 is the usual'),
+            'recipe': {
+                'name': ['copy'],
+            },
+        }, r"recipe.name=\['copy'\]: there is no such recipe"),
+        *(({
+            'router_init_std': std,
+        }, f'router_init_std={std!r}: .*0.02 is the usual')
+          for std in (0, None, True, float('inf'), '0.02')),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, message: str):

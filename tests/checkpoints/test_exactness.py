@@ -100,6 +100,13 @@ def test_both_implementations_of_rope_are_one_function(dense, moe):
     dense = copy.deepcopy(dense)
     dense['attn_config']['rope_impl'] = 'dail'
     check_same_function(FakeReader(dense), moe)
+    # Which only the other reads.
+    dense['attn_config']['rope_hf_config'] = {'type': 'linear', 'factor': 4.0}
+    check_same_function(FakeReader(dense), moe)
+    scaled = copy.deepcopy(moe)
+    scaled['attn_config']['rope_hf_config'] = {'type': 'linear', 'factor': 4.0}
+    with pytest.raises(ConfigError, match='rope_hf_config=.*linear'):
+        check_same_function(FakeReader(dense), scaled)
     dense['attn_config']['rope_dail_config']['type'] = 'xpos'
     with pytest.raises(ConfigError, match="rope_impl='hf': .*'dail with xpos'"):
         check_same_function(FakeReader(dense), moe)

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import shutil
@@ -253,3 +254,32 @@ def test_metadata_that_names_other_folders_is_refused(tmp_path):
         pickle.dump(metadata, stream)
     with pytest.raises(CheckpointError, match='not a file of this folder'):
         open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize('kind', ['file', 'folder'])
+def test_what_may_not_be_read(kind: str, tmp_path, monkeypatch):
+    path = tmp_path / 'dense.pt'
+    if kind == 'file':
+        path.touch()
+    else:
+        path.mkdir()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr('builtins.open', refuse)
+    monkeypatch.setattr(os, 'listdir', refuse)
+    with pytest.raises(CheckpointError, match='dense.pt: it can not be opened'):
+        open_checkpoint(str(path))
+
+
+def test_a_shard_that_goes_is_named(sharded: str, tmp_path):
+    folder = shutil.copytree(sharded, tmp_path / 'copy')
+    checkpoint = open_checkpoint(str(folder))
+    name = next(iter(checkpoint.tensors))
+    for shard in folder.glob('*.distcp'):
+        shard.unlink()
+    for _ in range(2):
+        with pytest.raises(CheckpointError,
+                           match=f'{name} can no longer be re'):
+            checkpoint.read(name, 0, 0, 1)

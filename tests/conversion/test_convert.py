@@ -202,6 +202,30 @@ def test_what_is_no_mpt_is_refused(source, tmp_path):
         convert(UpcyclingConfig(source), str(tmp_path / 'out.pt'), 'pt')
 
 
+@pytest.mark.parametrize(
+    'removed',
+    ['blocks.1.ffn.up_proj.weight', 'blocks.2.', 'norm_f.weight'],
+)
+def test_a_source_that_lacks_tensors_is_refused(source, tmp_path, removed):
+    saved = torch.load(source, weights_only=False)
+    model = saved['state']['model']
+    for name in [name for name in model if f'transformer.{removed}' in name]:
+        del model[name]
+    torch.save(saved, source)
+    with pytest.raises(CheckpointError, match=f'transformer.{removed}'):
+        convert(UpcyclingConfig(source), str(tmp_path / 'out'), 'pt')
+    assert os.listdir(tmp_path) == ['dense.pt']
+
+
+def test_a_source_of_more_than_its_config_is_refused(source, tmp_path):
+    saved = torch.load(source, weights_only=False)
+    model = saved['state']['model']
+    model['model.transformer.scale'] = torch.tensor(1.0)
+    torch.save(saved, source)
+    with pytest.raises(CheckpointError, match='model.transformer.scale'):
+        convert(UpcyclingConfig(source), str(tmp_path / 'out'), 'pt')
+
+
 def test_a_tokenizer_has_no_place_in_a_composer_file(source, tmp_path):
     with pytest.raises(ConfigError, match="like='x': a pt output has no tok"):
         convert(
@@ -241,8 +265,8 @@ def test_a_conversion_that_is_killed_can_be_done_again(
 ):
     out = tmp_path / 'out'
     config = UpcyclingConfig(source)
-    interrupted = 0
-    for delay in (0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16):
+    begun = 0
+    for delay in (0.005 * step for step in range(1000)):
         child = os.fork()
         if child == 0:
             try:
@@ -251,19 +275,21 @@ def test_a_conversion_that_is_killed_can_be_done_again(
                 # for a child that is killed while it holds it.
                 tqdm.set_lock(threading.RLock())
                 convert(config, str(out), file_format)
-            finally:
                 os._exit(0)
+            finally:
+                os._exit(1)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
         if not out.exists():
-            interrupted += 1
+            begun += (tmp_path / 'out.partial' / 'new').exists()
             continue
         # What is there is complete, and says where it comes from.
         assert read_manifest(out) is not None
         open_checkpoint(str(out))
         break
-    assert interrupted
+    assert begun
     convert(config, str(out), file_format, overwrite=True)
     assert verify(source, str(out)).passed
     assert not list(tmp_path.glob('*.partial'))

@@ -113,6 +113,15 @@ def test_a_gemma_is_not_rounded(tmp_path):
     source, out = str(tmp_path / 'gemma'), tmp_path / 'out'
     with pytest.raises(ConfigError, match="dtype='bfloat16': .*would round"):
         import_hf(source, str(out), torch.bfloat16)
+    for file_format in ('pt', 'dcp'):
+        with pytest.raises(ConfigError, match="dtype='bfloat16': .*would"):
+            convert(
+                UpcyclingConfig(source),
+                str(out),
+                file_format,
+                dtype=torch.bfloat16,
+            )
+    assert not out.exists()
     import_hf(source, str(out))
     export_hf(
         str(out / 'checkpoint.pt'),

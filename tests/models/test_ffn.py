@@ -41,6 +41,38 @@ from foundry_upcycle.models.ffn import build_upcycled_dmoe
             'moe_zloss_weight': -0.1,
         }, 'moe_zloss_weight=-0.1: .*0 or more'),
         ({
+            'moe_normalize_expert_weights': '1',
+        }, "moe_normalize_expert_weights='1': .*a number above 0"),
+        ({
+            'moe_normalize_expert_weights': -1,
+        }, 'moe_normalize_expert_weights=-1: .*null, or'),
+        ({
+            'ffn_hidden_size': 0,
+        }, 'ffn_hidden_size=0: .*a number from 1'),
+        ({
+            'ffn_hidden_size': '96',
+        }, "ffn_hidden_size='96': .*a number from 1"),
+        ({
+            'ffn_act_fn': 'silu',
+        }, "ffn_act_fn='silu': .*a mapping such as {name: silu}"),
+        ({
+            'ffn_act_fn': {
+                'name': 'silly'
+            },
+        }, "ffn_act_fn={'name': 'silly'}: .*none of this name"),
+        ({
+            'ffn_act_fn': {
+                'name': 'silu',
+                'approximate': 'tanh'
+            },
+        }, 'ffn_act_fn=.*and these arguments'),
+        ({
+            'mlp_type': ['glu'],
+        }, r"mlp_type=\['glu'\]: .*glu"),
+        ({
+            'backend': ['loop'],
+        }, r"backend=\['loop'\]: .*loop"),
+        ({
             'moe_jitter_eps': 1.0,
         }, 'moe_jitter_eps=1.0: .*between 0 and 1'),
     ],

@@ -14,6 +14,7 @@ __all__ = [
     'ACTIVATION_ALIASES',
     'ARCHITECTURES',
     'Architecture',
+    'KINDS',
     'NORMALIZE',
     'OTHER_KEYS',
     'REFUSED',
@@ -233,6 +234,19 @@ SIZES = {
     *(_FIELDS.keys() | _MIXTRAL_FIELDS.keys() | _QWEN3_MOE_FIELDS.keys()),
     'head_dim',
 } - {'tie_word_embeddings', 'rms_norm_eps', 'rope_theta', 'attention_dropout'}
+
+# Of other keys: what their values are -> the keys.
+KINDS = {
+    'a number above 0': {'rms_norm_eps', 'rope_theta'},
+    'a share from 0 to 1': {'attention_dropout'},
+    'a whole number from 0': {'max_window_layers'},
+    'true or false': {
+        'norm_topk_prob',
+        'tie_word_embeddings',
+        'use_sliding_window',
+    },
+    'a text': {'hidden_act'},
+}
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 

@@ -7,20 +7,25 @@ import copy
 import json
 import os
 import warnings
-from typing import Any, Iterable, Mapping, NamedTuple
+from typing import Any, Iterable, Mapping, NamedTuple, Optional
 
 import torch
 from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 from safetensors import SafetensorError, safe_open
 
-from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo, flatten
+from foundry_upcycle.checkpoints.base import (
+    Checkpoint,
+    TensorInfo,
+    dtype_name,
+    flatten,
+)
 from foundry_upcycle.checkpoints.huggingface.names import (
     Part,
     mpt_shapes,
     parts,
 )
 from foundry_upcycle.checkpoints.huggingface.to_mpt import to_mpt
-from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.errors import CheckpointError, ConfigError
 
 __all__ = [
     'INDEX',
@@ -94,6 +99,25 @@ class HuggingFaceReader(Checkpoint):
         }
         self.model_config = flatten(_as_saved(section))
         self.is_computed = any(part.is_affine for part in found)
+
+    def require_exact(self, dtype: Optional[torch.dtype]) -> None:
+        """Refuses an MPT in a dtype that would round what is computed.
+
+        Args:
+            dtype: Of all weights; None keeps each one's own, which is exact.
+
+        Raises:
+            ConfigError: It would.
+        """
+        if self.is_computed and dtype is not None and dtype.itemsize < 4:
+            raise ConfigError(
+                'dtype',
+                dtype_name(dtype),
+                "MPT stores a Gemma's norms plus 1 and its embedding times "
+                'sqrt(d_model), which this dtype would round.',
+                'use float32; export_hf gives back the original numbers in '
+                'any.',
+            )
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         shape, dtype = self.tensors[name]

@@ -1,7 +1,8 @@
 """Hugging Face ``config.json`` to the MPT ``model`` section."""
 
+import math
 import warnings
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -9,6 +10,7 @@ from foundry_upcycle.checkpoints.base import nest
 from foundry_upcycle.checkpoints.huggingface.architectures import (
     ACTIVATION_ALIASES,
     ACTIVATIONS,
+    KINDS,
     NORMALIZE,
     OTHER_KEYS,
     REFUSED,
@@ -78,12 +80,26 @@ def _read(
     if 'rope_theta' in rope:
         given = {**given, 'rope_theta': rope['rope_theta']}
     _check_sizes({k: v for k, v in given.items() if v is not None})
+    _check_kinds({k: v for k, v in given.items() if v is not None})
     chosen = {k: v for k, v in given.items() if k in wanted}
     # Some defaults follow from other keys, so transformers itself sets them.
     hf = AutoConfig.for_model(given['model_type'], **chosen).to_dict()
     hf = {key: hf[key] for key in wanted if key in hf}
     _check_sizes({k: v for k, v in hf.items() if k != 'head_dim'})
-    return {**hf, 'rope': rope, 'layer_types': given.get('layer_types')}
+    _check_kinds(hf)
+    _check_experts(hf)
+    layers = given.get('layer_types')
+    is_list = isinstance(layers, list) and all(
+        isinstance(layer, str) for layer in layers
+    )
+    if layers is not None and not is_list:
+        raise ConfigError(
+            'layer_types',
+            layers,
+            'it is no list of texts.',
+            'repair config.json.',
+        )
+    return {**hf, 'rope': rope, 'layer_types': layers}
 
 
 def _check_keys(given: Mapping[str, Any], known: set[str]) -> None:
@@ -118,6 +134,43 @@ def _check_sizes(hf: Mapping[str, Any]) -> None:
             )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_IS_KIND: Mapping[str, Callable[[Any], bool]] = {
+    'a number above 0': lambda v: _is_number(v) and 0 < v < math.inf,
+    'a share from 0 to 1': lambda v: _is_number(v) and 0 <= v <= 1,
+    'a whole number from 0': lambda v: type(v) is int and v >= 0,
+    'true or false': lambda v: isinstance(v, bool),
+    'a text': lambda v: isinstance(v, str),
+}
+
+
+def _check_kinds(hf: Mapping[str, Any]) -> None:
+    for kind, keys in KINDS.items():
+        for key in sorted(keys & hf.keys()):
+            if not _IS_KIND[kind](hf[key]):
+                raise ConfigError(
+                    key,
+                    hf[key],
+                    f'it is not {kind}.',
+                    'repair config.json.',
+                )
+
+
+def _check_experts(hf: Mapping[str, Any]) -> None:
+    top_k = hf.get('num_experts_per_tok', 1)
+    experts = hf.get('num_local_experts', hf.get('num_experts', top_k))
+    if top_k > experts:
+        raise ConfigError(
+            'num_experts_per_tok',
+            top_k,
+            f'there are {experts} experts.',
+            'repair config.json.',
+        )
+
+
 def _given_rope(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``rope_parameters`` (transformers 5) or ``rope_scaling``."""
     key = 'rope_parameters' if given.get('rope_parameters') else 'rope_scaling'
@@ -127,7 +180,7 @@ def _given_rope(given: Mapping[str, Any]) -> dict[str, Any]:
     rope = dict(rope)
     kind = rope.pop('type', None)
     kind = rope.pop('rope_type', None) or kind or 'default'
-    if kind not in ROPE_TYPES:
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise ConfigError(
             f'{key}.rope_type',
             kind,
@@ -147,6 +200,14 @@ def _given_rope(given: Mapping[str, Any]) -> dict[str, Any]:
             ', and MPT knows nothing else.',
             'complete config.json, or start from another model.',
         )
+    for name in sorted(needed):
+        if not _is_number(rope[name]) or not 0 < rope[name] < math.inf:
+            raise ConfigError(
+                f'{key}.{name}',
+                rope[name],
+                'it is not a number above 0.',
+                'repair config.json.',
+            )
     return {'rope_type': kind, **rope}
 
 

@@ -200,12 +200,22 @@ class ShardedReader(Checkpoint):
                 # torch.load looks for the archive's end at the stream's end.
                 view: Any = _create_file_view(file, entry.offset, entry.length)
                 yield view
+        except OSError as error:
+            raise self._changed(key, error) from error
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 self.path,
                 f'the stored bytes of {key} are damaged.',
                 'copy the folder again.',
             ) from error
+
+    def _changed(self, key: str, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            self.path,
+            f'{key} can no longer be read ({error}).',
+            'see that nothing changes or removes it meanwhile (as a run does '
+            'that keeps only its last checkpoints), or copy it again.',
+        )
 
     def _load_value(self, key: str) -> Any:
         with self._open_entry(key) as view:
@@ -233,9 +243,12 @@ class ShardedReader(Checkpoint):
         index = (key, chunk.offsets)
         if index not in self._located:
             self._located[index] = self._locate(key, chunk)
-        entry = self._index.entry(*index)
-        with Path(self.path, entry.relative_path).open('rb') as file:
-            return self._located[index].narrow(file, dim, start, stop)
+        file = Path(self.path, self._index.entry(*index).relative_path)
+        try:
+            with file.open('rb') as stream:
+                return self._located[index].narrow(stream, dim, start, stop)
+        except (OSError, ValueError) as error:
+            raise self._changed(key, error) from error
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         key, info = self._index.tensors[name]

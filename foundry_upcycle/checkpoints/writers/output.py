@@ -28,6 +28,7 @@ from foundry_upcycle.errors import CheckpointError
 
 __all__ = [
     'Progress',
+    'absolute',
     'check_free_space',
     'new_output',
     'refuse_existing',
@@ -66,7 +67,7 @@ def new_output(
             another process is writing it, or it can't be written: no
             permission, disk full.
     """
-    target = Path(os.path.abspath(path))
+    target = Path(absolute(path))
     try:
         refuse_existing(target, overwrite)
         with _locked_workspace(target) as workspace:
@@ -75,6 +76,21 @@ def new_output(
             _publish(workspace, target)
     except OSError as error:
         raise _unwritable(target, error) from error
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Where an output is to be: what is checked must be what is replaced.
+
+    Raises:
+        CheckpointError: The path is empty, as of a variable that is not set.
+    """
+    if not os.fspath(path):
+        raise CheckpointError(
+            "''",
+            'the output has no name.',
+            'name a file or a folder.',
+        )
+    return os.path.abspath(path)
 
 
 def check_free_space(path: str | os.PathLike[str], n_bytes: int) -> None:
@@ -196,7 +212,7 @@ def refuse_existing(
     """Refuses a target that is there, unless it may be replaced.
 
     Raises:
-        CheckpointError: It exists.
+        CheckpointError: It exists; or it is the working folder, or holds it.
     """
     if os.path.lexists(target) and not overwrite:
         raise CheckpointError(
@@ -204,6 +220,14 @@ def refuse_existing(
             'it exists.',
             'choose another output, or pass --overwrite.',
         )
+    if os.path.isdir(target) and not os.path.islink(target):
+        real, here = os.path.realpath(target), os.getcwd()
+        if os.path.commonpath([real, here]) == real:
+            raise CheckpointError(
+                target,
+                f'it is, or holds, the working folder {here}.',
+                'choose another output.',
+            )
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def test_killed_at_any_step(kind: str, old: str | None, tmp_path):
             with pytest.raises(CheckpointError, match='it exists'):
                 with new_output(target):
                     raise AssertionError
-            assert found(target) == state or 'old'
+            assert found(target) == (state or 'old')
         with new_output(target, overwrite=True) as path:
             put(path, kind, 'newer')
         assert found(target) == 'newer'
