@@ -6,6 +6,7 @@ from typing import Any, Callable, Mapping
 import torch
 from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
 from llmfoundry.models.utils import init_empty_weights
+from transformers.utils import logging
 
 from foundry_upcycle.checkpoints.base import Checkpoint, nest
 from foundry_upcycle.models.upcycled_mpt import UpcycledMPTForCausalLM
@@ -54,8 +55,14 @@ def parameter_shapes(
 
 
 def _empty_model(model_config: Mapping[str, Any]) -> UpcycledMPTForCausalLM:
-    with init_empty_weights():
-        return UpcycledMPTForCausalLM(_cpu_config(model_config))
+    verbosity = logging.get_verbosity()
+    # Of how the class is written, and of keys of ropes that are not scaled.
+    logging.set_verbosity_error()
+    try:
+        with init_empty_weights():
+            return UpcycledMPTForCausalLM(_cpu_config(model_config))
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _cpu_config(flat: Mapping[str, Any]) -> MPTConfig:
@@ -68,7 +75,14 @@ def _cpu_config(flat: Mapping[str, Any]) -> MPTConfig:
     with warnings.catch_warnings():
         # Foundry warns that rope replaces learned positions.
         warnings.simplefilter('ignore')
-        return MPTConfig(**{**config, 'attn_config': attention})
+        return MPTConfig(
+            **{
+                **config,
+                'attn_config': attention,
+                # Nothing is drawn for weights that are not there.
+                'init_device': 'meta',
+            },
+        )
 
 
 def _units(model: MPTForCausalLM) -> list[tuple[str, torch.nn.Module]]:
