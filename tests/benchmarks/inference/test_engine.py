@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from tiny_serving import write_study
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.inference.engine.load import BenchResult, run_load
 from benchmarks.inference.engine.machine import this_machine
@@ -41,6 +42,8 @@ from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.run import measure
 from benchmarks.inference.run.runner import Runner
 from benchmarks.inference.study.config import read_study
+from foundry_upcycle.config import UpcyclingConfig
+from foundry_upcycle.conversion.convert import convert
 
 pytestmark = pytest.mark.vllm
 
@@ -273,6 +276,64 @@ def test_a_study_from_start_to_end(
     monkeypatch.setattr(backend, 'serve', serve)
     assert Runner(study, backend, full_grid=True).run()
     assert not started
+
+
+def test_real_weights_of_a_qwen3_and_its_mixture(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config = Qwen3Config(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=512,
+        max_position_embeddings=256,
+    )
+    dense, moe = tmp_path / 'dense', tmp_path / 'moe'
+    Qwen3ForCausalLM(config).save_pretrained(dense)
+    convert(UpcyclingConfig(str(dense)), str(moe), 'safetensors')
+    assert json.loads((moe / 'config.json').read_text())['num_experts'] == 8
+    path = write_study(
+        tmp_path,
+        [
+            ('folder', str(tmp_path / 'out')),
+            ('runs', 1),
+            ('load_format', 'real'),
+            ('routing', None),
+            ('top_k', [2]),
+            (
+                'sizes tiny',
+                {
+                    'dense': {
+                        'folder': str(dense)
+                    },
+                    'moe': {
+                        'folder': str(moe)
+                    },
+                },
+            ),
+            ('engine', {
+                **ENGINE, 'max_num_seqs': 8
+            }),
+            ('rates', {
+                'step': 10,
+                'start': 10,
+                'stop': 10
+            }),
+        ],
+    )
+    study = read_study(path)
+    monkeypatch.setattr(measure, 'find_vllm', lambda: VLLM)
+    assert Runner(study, measure.VllmBackend(study), full_grid=True).run()
+    records = [
+        json.loads(file.read_text())
+        for file in tmp_path.glob('out/points/*/point.json')
+    ]
+    assert {(r['config']['architecture'], r['config']['experts'])
+            for r in records} == {('dense', 1), ('moe', 8)}
 
 
 def fail(folder: Path, load_format: str, flags: list[str]) -> HarnessError:
