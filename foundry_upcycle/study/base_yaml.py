@@ -278,8 +278,9 @@ def _check_data(path: Path, config: Any, seq_len: int) -> None:
 def _check_schedule(path: Path, config: Any) -> None:
     key = 'scheduler.t_max'
     text = _select_any(path, config, key)
-    if text is not None and parse_duration(f'{path}: {key}',
-                                           text).unit != 'dur':
+    if text is None:
+        return
+    if parse_duration(f'{path}: {key}', text).unit != 'dur':
         raise ConfigError(
             f'{path}: {key}',
             text,

@@ -43,15 +43,12 @@ def missing_runs(summary: Summary) -> Iterator[str]:
                 f'**Not all runs are there.** Not {what} to the end, and left '
                 f'out: {listed}.'
             )
-    # Sweeps that are done, and nothing won.
-    lost = [
-        run.name for place, best in zip(lacking, trained) if best is None
-        for run in study.grid.candidates(place) if run.name in study.results
-        if all(
-            run.name in study.results for run in study.grid.candidates(place)
-        )
-    ]
-    diverged = (*summary.diverged, *lost)
+    diverged = [*summary.diverged]
+    for place, best in zip(lacking, trained):
+        names = [run.name for run in study.grid.candidates(place)]
+        # A sweep that is done, and nothing won.
+        if best is None and study.results.keys() >= set(names):
+            diverged += names
     if diverged:
         listed = ', '.join(f'`{name}`' for name in diverged)
         yield (
