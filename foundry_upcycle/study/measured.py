@@ -45,13 +45,7 @@ class Measured:
 
     def n_steps(self, run: Run) -> int:
         """Steps after which the newest checkpoint was saved; 0 without one."""
-        folder = RunFiles(self.grid.study, run.name).checkpoints
-        steps = [
-            int(match[1])
-            for link in folder.glob('latest-*')
-            if link.is_symlink() if (match := _STEP.search(os.readlink(link)))
-        ]
-        return max(steps, default=0)
+        return max((step for step, _ in self._saved(run)), default=0)
 
     def is_trained(self, run: Run) -> bool:
         """Whether all steps are done, saved and logged."""
