@@ -6,10 +6,26 @@ from typing import Any, Literal, Mapping, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['FileFormat', 'UpcyclingConfig', 'partial_moe_layers']
+__all__ = [
+    'FileFormat',
+    'UpcyclingConfig',
+    'is_number',
+    'is_whole',
+    'partial_moe_layers',
+]
 
 # What an offline conversion writes.
 FileFormat = Literal['pt', 'dcp', 'safetensors']
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an int; True is one to Python, and none here."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float; True is none."""
+    return is_whole(value) or isinstance(value, float)
 
 
 def partial_moe_layers(
@@ -89,8 +105,7 @@ class UpcyclingConfig:
                 'write recipe: {name: copy}.',
             )
         std = self.router_init_std
-        is_number = isinstance(std, (int, float)) and not isinstance(std, bool)
-        if not is_number or not 0 < std < math.inf:
+        if not is_number(std) or not 0 < std < math.inf:
             raise ConfigError(
                 f'{prefix}.router_init_std',
                 self.router_init_std,

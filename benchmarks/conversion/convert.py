@@ -39,7 +39,6 @@ _HERE = Path(__file__).parent
 _MERGEKIT = _HERE.parents[1] / '.venv-mergekit/bin/python'
 _DTYPES = {'bfloat16': 2, 'float32': 4}
 _SIZES = ('tiny', '30m', '120m', '430m', '1b')
-# Would be 27 GB, three times.
 _TOO_LARGE = ('1b', 'float32')
 
 
@@ -255,6 +254,8 @@ def measure_size(
 ) -> Iterator[Sample]:
     """All jobs on a model; why one is left out goes to ``skipped``."""
     dtypes = [d for d in args.dtypes if (size, d) != _TOO_LARGE]
+    if len(dtypes) < len(args.dtypes):
+        skipped.append(f"{', '.join(_TOO_LARGE)}: 27 GB, three times")
     folder = args.folder / size
     prepare(size, folder, dtypes)
     for dtype in dtypes:

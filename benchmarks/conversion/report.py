@@ -63,8 +63,8 @@ buffers. Bound: 1.5 x all experts of one layer in the output's dtype + 1 GiB.
 Seconds leave imports out and include the manifest (SHA-256 of the source); \
 `cp` copies what the job wrote, on the same disk, right after it. Both start \
 after a sync and end without one: what is timed is writing to the page cache, \
-and to the disk where that is full. Medians over {rounds} rounds; of the ratios \
-of a round also the range. 1B in float32 is left out: 27 GB, three times. CPU: seconds of all threads, ours and `cp`.
+and to the disk where that is full. Medians over {rounds} rounds; of the \
+ratios of a round also the range. CPU: seconds of all threads, ours and `cp`.
 
 | model | dtype | job | output GB | seconds | `cp` | / `cp` | CPU | peak MiB \
 | bound MiB | |

@@ -89,8 +89,6 @@ FIXED: Mapping[str, Mapping[str, str]] = {
     'language_modeling': {
         'context_key': 'context',
     },
-    'multiple_choice': {},
-    'schema': {},
     'generation_task_with_answers': {
         'context_key': 'context',
         'answer_key': 'answer',

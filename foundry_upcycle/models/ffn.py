@@ -9,6 +9,7 @@ from llmfoundry.models.layers.ffn import (
 )
 from torch import nn
 
+from foundry_upcycle.config import is_number, is_whole
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.experts import BACKENDS, MLP_TYPES, Experts
 from foundry_upcycle.models.router import Router, RouterOutput
@@ -182,33 +183,33 @@ def build_upcycled_dmoe(
     _check(
         'ffn_hidden_size',
         F,
-        F is None or (_is_whole(F) and F >= 1),
+        F is None or (is_whole(F) and F >= 1),
         'a number from 1',
     )
     _check(
         'moe_normalize_expert_weights',
         order,
-        order is None or (_is_number(order) and order > 0),
+        order is None or (is_number(order) and order > 0),
         'null, or a number above 0',
     )
     E, K = moe_num_experts, moe_top_k
-    _check('moe_num_experts', E, _is_whole(E) and E >= 1, 'a number from 1')
+    _check('moe_num_experts', E, is_whole(E) and E >= 1, 'a number from 1')
     _check(
         'moe_top_k',
         K,
-        _is_whole(K) and 1 <= K <= E,
+        is_whole(K) and 1 <= K <= E,
         f'a number from 1 to moe_num_experts={E}',
     )
     for key, weight in (
         ('moe_loss_weight', moe_loss_weight),
         ('moe_zloss_weight', moe_zloss_weight),
     ):
-        _check(key, weight, _is_number(weight) and weight >= 0, '0 or more')
+        _check(key, weight, is_number(weight) and weight >= 0, '0 or more')
     jitter = moe_jitter_eps
     _check(
         'moe_jitter_eps',
         jitter,
-        jitter is None or (_is_number(jitter) and 0 < jitter < 1),
+        jitter is None or (is_number(jitter) and 0 < jitter < 1),
         'null, or a number between 0 and 1',
     )
     return UpcycledDMoE(
@@ -269,14 +270,6 @@ def refuse_biases(bias: bool) -> None:
             'set no_bias: true (attention_bias: true keeps the biases of the '
             'QKV projections) and start from a dense model trained so.',
         )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or isinstance(value, float)
 
 
 def _check(key: str, value: Any, ok: bool, accepted: str) -> None:

@@ -9,7 +9,7 @@ Dimension legend: D d_model, F ffn hidden size, E experts, K experts a token.
 from dataclasses import dataclass
 from typing import Any, Mapping
 
-from foundry_upcycle.config import partial_moe_layers
+from foundry_upcycle.config import is_number, is_whole, partial_moe_layers
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['ModelShape']
@@ -206,23 +206,21 @@ def _check_sizes(
     ffn: Mapping[str, Any],
 ) -> None:
     """Checks that what is counted with is a number, where it is given."""
-    whole, any_number = (int, ), (int, float)
-    for section, prefix, keys, kinds in (
-        (model, 'model', _WHOLE, whole),
-        (model, 'model', ('expansion_ratio', ), any_number),
-        (attn, 'model.attn_config', ('kv_n_heads', ), whole),
-        (ffn, 'model.ffn_config', _WHOLE_OF_FFN, whole),
+    for section, prefix, keys, is_kind in (
+        (model, 'model', _WHOLE, is_whole),
+        (model, 'model', ('expansion_ratio', ), is_number),
+        (attn, 'model.attn_config', ('kv_n_heads', ), is_whole),
+        (ffn, 'model.ffn_config', _WHOLE_OF_FFN, is_whole),
     ):
         for key in keys:
             size = section.get(key)
-            fits = isinstance(size, kinds) and not isinstance(size, bool)
-            if size is not None and not (fits and size > 0):
+            if size is not None and not (is_kind(size) and size > 0):
                 raise ConfigError(
                     f'{prefix}.{key}',
                     size,
                     'it is not a size.',
                     'write a number above 0' +
-                    (', without decimals.' if kinds == whole else '.'),
+                    (', without decimals.' if is_kind is is_whole else '.'),
                 )
 
 

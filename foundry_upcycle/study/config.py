@@ -8,6 +8,7 @@ from typing import Any, Mapping, Optional, Sequence
 
 from omegaconf import OmegaConf
 
+from foundry_upcycle.config import is_number
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['Hardware', 'ModelGrid', 'Phase', 'Study', 'read_study']
@@ -334,8 +335,7 @@ def _require_once(key: str, values: Sequence[Any]) -> None:
 
 
 def _is_positive(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 < value < math.inf
+    return is_number(value) and 0 < value < math.inf
 
 
 def _yaml(folder: Path, section: _Section, key: str) -> Path:

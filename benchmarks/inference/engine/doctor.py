@@ -28,8 +28,8 @@ def diagnose(
         machine: This one.
         servers: Of each, ``label``, ``architecture``, ``variant``,
             ``load_format``, ``weight_bytes`` (None: unknown), ``greedy`` and
-            ``engine``,
-            the study's section; where its model can't be served, ``problem``.
+            ``engine``, the study's section; where its model can't be served,
+            ``problem``.
     """
     rows: list[tuple[str, ...]] = [_HEADER]
     all_run = True

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Optional
 
 from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -20,6 +20,7 @@ from foundry_upcycle.checkpoints.huggingface.architectures import (
     accepted_activations,
     get_architecture,
 )
+from foundry_upcycle.config import is_number, is_whole
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 
 __all__ = ['to_mpt']
@@ -79,8 +80,9 @@ def _read(
     rope = _given_rope(given)
     if 'rope_theta' in rope:
         given = {**given, 'rope_theta': rope['rope_theta']}
-    _check_sizes({k: v for k, v in given.items() if v is not None})
-    _check_kinds({k: v for k, v in given.items() if v is not None})
+    said = {k: v for k, v in given.items() if v is not None}
+    _check_sizes(said)
+    _check_kinds(said)
     chosen = {k: v for k, v in given.items() if k in wanted}
     # Some defaults follow from other keys, so transformers itself sets them.
     hf = AutoConfig.for_model(given['model_type'], **chosen).to_dict()
@@ -88,6 +90,10 @@ def _read(
     _check_sizes({k: v for k, v in hf.items() if k != 'head_dim'})
     _check_kinds(hf)
     _check_experts(hf)
+    return {**hf, 'rope': rope, 'layer_types': _layer_types(given)}
+
+
+def _layer_types(given: Mapping[str, Any]) -> Optional[list[str]]:
     layers = given.get('layer_types')
     is_list = isinstance(layers, list) and all(
         isinstance(layer, str) for layer in layers
@@ -99,7 +105,7 @@ def _read(
             'it is no list of texts.',
             'repair config.json.',
         )
-    return {**hf, 'rope': rope, 'layer_types': layers}
+    return layers
 
 
 def _check_keys(given: Mapping[str, Any], known: set[str]) -> None:
@@ -125,7 +131,7 @@ def _check_keys(given: Mapping[str, Any], known: set[str]) -> None:
 def _check_sizes(hf: Mapping[str, Any]) -> None:
     for key in sorted(SIZES & hf.keys()):
         value = hf[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_whole(value) or value < 1:
             raise ConfigError(
                 key,
                 value,
@@ -134,14 +140,10 @@ def _check_sizes(hf: Mapping[str, Any]) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 _IS_KIND: Mapping[str, Callable[[Any], bool]] = {
-    'a number above 0': lambda v: _is_number(v) and 0 < v < math.inf,
-    'a share from 0 to 1': lambda v: _is_number(v) and 0 <= v <= 1,
-    'a whole number from 0': lambda v: type(v) is int and v >= 0,
+    'a number above 0': lambda v: is_number(v) and 0 < v < math.inf,
+    'a share from 0 to 1': lambda v: is_number(v) and 0 <= v <= 1,
+    'a whole number from 0': lambda v: is_whole(v) and v >= 0,
     'true or false': lambda v: isinstance(v, bool),
     'a text': lambda v: isinstance(v, str),
 }
@@ -201,11 +203,12 @@ def _given_rope(given: Mapping[str, Any]) -> dict[str, Any]:
             'complete config.json, or start from another model.',
         )
     for name in sorted(needed):
-        if not _is_number(rope[name]) or not 0 < rope[name] < math.inf:
+        kind_of_value = 'a number above 0'
+        if not _IS_KIND[kind_of_value](rope[name]):
             raise ConfigError(
                 f'{key}.{name}',
                 rope[name],
-                'it is not a number above 0.',
+                f'it is not {kind_of_value}.',
                 'repair config.json.',
             )
     return {'rope_type': kind, **rope}
