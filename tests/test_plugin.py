@@ -17,6 +17,7 @@ LAYERS = (
     'errors',
     'config',
     'files',
+    'documents',
     'planning',
     'models',
     'recipes',

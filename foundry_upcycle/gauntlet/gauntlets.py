@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Container, Mapping
 
-import yaml
-
+from foundry_upcycle.config import is_whole
+from foundry_upcycle.documents import DocumentError, read_yaml
 from foundry_upcycle.errors import ConfigError
 
 __all__ = [
@@ -174,11 +174,12 @@ def read_gauntlet(path: str | Path) -> Gauntlet:
     """
     path = Path(path)
     own = FOLDER / f'{path}.yaml'
-    if not path.is_file() and own.is_file():
+    # Where a name is too long for any file, it is none.
+    if not os.path.isfile(path) and os.path.isfile(own):
         path = own
     try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+        content = read_yaml(path)
+    except DocumentError as error:
         names = sorted(
             file.stem
             for file in FOLDER.glob('*.yaml')
@@ -187,16 +188,9 @@ def read_gauntlet(path: str | Path) -> Gauntlet:
         raise ConfigError(
             'eval_gauntlet',
             str(path),
-            'there is no such file.',
-            f"name a YAML, or one of {', '.join(names)}.",
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            'eval_gauntlet',
-            str(path),
-            f'it can\'t be read as YAML ({error}).',
-            'name a YAML, such as paper.yaml in the folder that '
-            '`foundry-upcycle gauntlet prepare` made.',
+            str(error),
+            f"name one of {', '.join(names)}, or a YAML, such as paper.yaml in "
+            'the folder that `foundry-upcycle gauntlet prepare` made.',
         ) from error
     return parse_gauntlet(str(path), content)
 
@@ -236,12 +230,12 @@ def parse_gauntlet(path: str, content: Any) -> Gauntlet:
     """
     try:
         settings = content['eval_gauntlet']
-        listed = [
-            (category['name'], tuple(map(_benchmark, category['benchmarks'])))
-            for category in settings['categories']
-        ]
+        listed = [(
+            _text(category['name']),
+            tuple(map(_benchmark, category['benchmarks'])),
+        ) for category in settings['categories']]
         averages = {
-            average: _names(names)
+            _text(average): _names(names)
             for average, names in (settings.get('averages') or {}).items()
         }
         left_out, left_out_categories = (
@@ -289,9 +283,12 @@ def parse_gauntlet(path: str, content: Any) -> Gauntlet:
 
 
 def _benchmark(settings: Any) -> Benchmark:
+    num_fewshot = settings['num_fewshot']
+    if not is_whole(num_fewshot):
+        raise TypeError(f'num_fewshot: {num_fewshot!r} is no whole number')
     return Benchmark(
-        str(settings['name']),
-        int(settings['num_fewshot']),
+        _text(settings['name']),
+        num_fewshot,
         float(settings['random_baseline']),
     )
 
@@ -299,7 +296,13 @@ def _benchmark(settings: Any) -> Benchmark:
 def _names(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise TypeError(f'{names!r} is not a list')
-    return tuple(map(str, names))
+    return tuple(map(_text, names))
+
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f'{name!r} is not a text; write it in quotes')
+    return name
 
 
 def _check_baselines(categories: Mapping[str, tuple[Benchmark, ...]], ) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from llmfoundry.utils.registry_utils import import_file
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from foundry_upcycle.checkpoints.exactness import check_same_model
 from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.documents import DocumentError, read_config
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.gauntlet.gauntlets import (
     announce_left_out,
@@ -37,6 +38,7 @@ def check_eval(yaml_path: str, overrides: Sequence[str]) -> None:
     models = config.get('models')
     if models is None:
         models = [config]  # As train YAMLs have it.
+    _require_list('models', models, Mapping, 'models with their load_path')
     for index, entry in enumerate(models):
         key = f'models[{index}].model' if 'models' in config else 'model'
         model, load_path = entry.get('model') or {}, entry.get('load_path')
@@ -72,11 +74,16 @@ def check_tasks(yaml_path: str, overrides: Sequence[str]) -> None:
 
 
 def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    config = OmegaConf.merge(
-        OmegaConf.load(yaml_path),
-        OmegaConf.from_cli(list(overrides)),
-    )
-    assert isinstance(config, DictConfig)
+    try:
+        written = read_config(yaml_path)
+    except DocumentError as error:
+        raise ConfigError(
+            'YAML',
+            yaml_path,
+            str(error),
+            'name a YAML of a training or an evaluation.',
+        ) from error
+    config = OmegaConf.merge(written, OmegaConf.from_cli(list(overrides)))
     # Of these only: others may have values that only Foundry resolves.
     names = (
         'code_paths',
@@ -95,13 +102,22 @@ def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _require_list(key: str, value: Any, kind: Any, meaning: str) -> None:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not all(isinstance(each, kind) for each in value):
+        problem = f'it is not a list of {meaning}.'
+        raise ConfigError(key, value, problem, 'write a list of them.')
+
+
 def _check_tasks(config: Mapping[str, Any]) -> None:
     tasks, gauntlet = config.get('icl_tasks'), config.get('eval_gauntlet')
     if tasks is None:
         if gauntlet is not None:
             _check_gauntlet(gauntlet, set())
         return
-    for path in config.get('code_paths') or ():
+    code_paths = config.get('code_paths') or ()
+    _require_list('code_paths', code_paths, str, 'Python files')
+    for path in code_paths:
         import_file(path)  # It may bring types of tasks.
     tasks = read_tasks(tasks) if isinstance(tasks, str) else parse_tasks(tasks)
     for task in tasks:

@@ -1,10 +1,10 @@
 """What the records of a task's file must hold."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
+from foundry_upcycle.documents import DocumentError, parse_json
 from foundry_upcycle.errors import TaskDataError
 
 __all__ = ['FIXED', 'RECORDS', 'check_records']
@@ -218,12 +218,12 @@ def _lines(path: str | Path) -> list[bytes]:
 
 def _parse(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except ValueError as error:  # Also of bytes that are not UTF-8.
+        record = parse_json(line)
+    except DocumentError as error:
         raise TaskDataError(
             path,
             number,
-            f'it is not JSON ({error}): {_short(line)}.',
+            f'{error} The line: {_short(line)}.',
             'one JSON object a line; if the file was cut off, get it again.',
         ) from error
     if not isinstance(record, dict):

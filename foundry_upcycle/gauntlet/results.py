@@ -15,6 +15,8 @@ from typing import Any, Mapping, Optional
 
 import numpy as np
 
+from foundry_upcycle.config import is_number
+from foundry_upcycle.documents import DocumentError, read_json
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.files import write_whole
 from foundry_upcycle.gauntlet.mlflow_run import MLFLOW, mlflow_histories
@@ -39,6 +41,8 @@ _OF_A_TASK = re.compile(rf'metrics/{_LABEL}/\w*Accuracy|{_N_EXAMPLES}.*')
 # What ends the name of a file whose evaluation goes on, or died.
 _PARTIAL = '.partial'
 _OF_TRAINING = re.compile(r'(?P<run>.+)-ba(?P<batch>\d+)')
+# Beyond it a number is damage; draws of so many are still quick.
+_MAX_EXAMPLES = 10**12
 # Foundry's metrics are float32.
 _TOLERANCE = 1e-6
 
@@ -174,21 +178,15 @@ def read_n_examples(path: str) -> dict[str, int]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except OSError as error:
+        content = read_json(path)
+    except DocumentError as error:
         raise ConfigError(
             'results',
             str(path),
-            f"it can't be read ({error.strerror}).",
+            str(error),
             'name a JSON file of results, a folder with one, or '
-            'mlflow:<tracking URI>#<run>.',
-        ) from error
-    except ValueError as error:
-        raise ConfigError(
-            'results',
-            str(path),
-            f'it is not JSON ({error}).',
-            'evaluate the model again.',
+            'mlflow:<tracking URI>#<run>; if it was cut off, evaluate the '
+            'model again.',
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(
@@ -293,7 +291,7 @@ def _part(path: Path, label: str, record: Any) -> Part:
 def _seconds(key: str, value: Any) -> Optional[float]:
     if value is None:
         return None
-    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if not is_number(value) or not 0 <= value < math.inf:
         raise ConfigError(
             key,
             value,
@@ -304,7 +302,8 @@ def _seconds(key: str, value: Any) -> Optional[float]:
 
 
 def _correct(key: str, digits: Any, accuracy: float, n: int) -> np.ndarray:
-    if not isinstance(digits, str) or not re.fullmatch(f'[01]{{{n}}}', digits):
+    is_bits = isinstance(digits, str) and set(digits) <= {'0', '1'}
+    if not is_bits or len(digits) != n:
         raise ConfigError(
             key,
             digits,
@@ -331,7 +330,8 @@ def _take(
     prefix: str = '',
 ) -> Any:
     value = record.get(key)
-    if not isinstance(value, kind):
+    # True is an int to Python.
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigError(
             f'{path}: {prefix}{key}',
             value,
@@ -342,7 +342,7 @@ def _take(
 
 
 def _probability(key: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ConfigError(
             key,
             value,
@@ -354,11 +354,12 @@ def _probability(key: str, value: Any) -> float:
 
 def _count(path: str | Path, key: str, value: Any) -> int:
     # MLflow makes floats of all metrics.
-    if not isinstance(value, (int, float)) or not value >= 1 or value % 1:
+    if not is_number(value) or not 1 <= value <= _MAX_EXAMPLES or value % 1:
         raise ConfigError(
             f'{path}: {key}',
             value,
-            'a number of examples is whole and at least 1.',
+            'a number of examples is whole, at least 1 and at most '
+            f'{_MAX_EXAMPLES:,}.',
             'write how many examples were evaluated.',
         )
     return int(value)

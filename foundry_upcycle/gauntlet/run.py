@@ -1,6 +1,7 @@
 """Scores files of results: from their names to tables, JSON and a figure."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Mapping, Optional, Sequence
@@ -84,7 +85,7 @@ def run(
 def _split(text: str) -> tuple[str, Optional[str]]:
     """Source and label, if it has one, of ``LABEL=SOURCE`` or ``SOURCE``."""
     label, equals, source = text.partition('=')
-    if not equals or text.startswith(MLFLOW) or Path(text).exists():
+    if not equals or text.startswith(MLFLOW) or os.path.exists(text):
         return text, None
     return source, label
 
@@ -118,9 +119,18 @@ def _find(
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() and not (out.is_dir() and overwrite):
+    try:
+        is_usable = not out.exists() or (
+            out.is_dir() and (overwrite or not any(out.iterdir()))
+        )
+    except OSError as error:  # As of a name that is too long.
+        raise ConfigError(
+            'out',
+            str(out),
+            f"it can't be made or read ({error.strerror}).",
+            'name another folder.',
+        ) from error
+    if not is_usable:
         raise ConfigError(
             'out',
             str(out),

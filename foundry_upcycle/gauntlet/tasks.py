@@ -1,13 +1,14 @@
 """In-context tasks as Foundry's ``icl_tasks`` lists them, and their files."""
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-import yaml
-
+from foundry_upcycle.config import is_whole
+from foundry_upcycle.documents import DocumentError, read_yaml
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.records import FIXED, RECORDS, check_records
 
@@ -15,6 +16,10 @@ __all__ = ['Task', 'check_data', 'parse_tasks', 'read_tasks', 'remove_links']
 
 _REQUIRED = ('label', 'dataset_uri', 'num_fewshot', 'icl_task_type')
 _KEYS = ('context_key', 'answer_key', 'choices_key')
+
+# Of a file's name, which has 255 bytes with the few-shot count, a category
+# and endings.
+_LONGEST_LABEL = 120
 
 # What Foundry calls the link to a task's file: label and few-shot count.
 _LINK = re.compile(r'.+-\d+\.jsonl')
@@ -54,32 +59,25 @@ def read_tasks(path: str | Path) -> tuple[Task, ...]:
     """Reads a YAML as Foundry's ``icl_tasks`` takes it.
 
     Raises:
-        ConfigError: There is no such file, or it is not a list of tasks.
+        ConfigError: It can't be read, or is not a list of tasks.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
-        tasks = content['icl_tasks']
-    except FileNotFoundError:
+        content = read_yaml(path)
+    except DocumentError as error:
         raise ConfigError(
             'icl_tasks',
             str(path),
-            'there is no such file.',
+            str(error),
             'make it by `foundry-upcycle gauntlet prepare`, or name another.',
-        ) from None
-    except (
-            OSError,
-            UnicodeDecodeError,
-            yaml.YAMLError,
-            KeyError,
-            TypeError,
-    ) as error:
+        ) from error
+    if not isinstance(content, Mapping) or 'icl_tasks' not in content:
         raise ConfigError(
             'icl_tasks',
             str(path),
-            f'it holds no list icl_tasks ({type(error).__name__}: {error}).',
+            'it holds no list icl_tasks.',
             'write it as eval_gauntlet/paper_tasks.yaml is.',
-        ) from error
-    return parse_tasks(tasks, f'{path}: icl_tasks')
+        )
+    return parse_tasks(content['icl_tasks'], f'{path}: icl_tasks')
 
 
 def parse_tasks(tasks: Any, key: str = 'icl_tasks') -> tuple[Task, ...]:
@@ -140,15 +138,22 @@ def _parse(key: str, settings: Any) -> Task:
                 'it is not a text.',
                 'write a text, in quotes where it looks like something else.',
             )
+    _check_label(f'{key}.label', settings['label'])
     counts = settings['num_fewshot']
     if (not isinstance(counts, Sequence) or isinstance(counts, str)
-            or not counts
-            or any(not isinstance(n, int) or n < 0 for n in counts)):
+            or not counts or any(not is_whole(n) or n < 0 for n in counts)):
         raise ConfigError(
             f'{key}.num_fewshot',
             counts,
             'it is not a list of counts.',
             'write num_fewshot: [0].',
+        )
+    if not isinstance(settings.get('has_categories', False), bool):
+        raise ConfigError(
+            f'{key}.has_categories',
+            settings['has_categories'],
+            'it is neither true nor false.',
+            'write true where records name their category.',
         )
     task_type = settings['icl_task_type']
     if task_type not in RECORDS and not _is_registered(task_type):
@@ -168,6 +173,18 @@ def _parse(key: str, settings: Any) -> Task:
                 f'rename the key to {only} in the file, and remove this.',
             )
     return Task(key, settings)
+
+
+def _check_label(key: str, label: str) -> None:
+    """Foundry names a file after it, and metrics, with slashes between."""
+    if '/' in label or len(os.fsencode(label)) > _LONGEST_LABEL:
+        raise ConfigError(
+            key,
+            label,
+            'Foundry names a file after it, so that it has no slash and at '
+            f'most {_LONGEST_LABEL} bytes.',
+            'shorten it, without slashes.',
+        )
 
 
 def _is_registered(task_type: str) -> bool:

@@ -118,7 +118,7 @@ def read(tmp_path: Path, content: Any) -> Any:
 
 
 def test_no_such_gauntlet():
-    match = "eval_gauntlet='v9': .* or one of paper, quickstart, v0.3"
+    match = "eval_gauntlet='v9': .* name one of paper, quickstart, v0.3"
     with pytest.raises(ConfigError, match=match):
         read_gauntlet('v9')
 
@@ -128,6 +128,7 @@ def test_no_such_gauntlet():
     [
         ('a: b: c', 'it can.t be read as YAML'),
         ('[]', 'it is not a gauntlet: TypeError'),
+        ('5', 'it is not a gauntlet: TypeError'),
         ({
             'eval_gauntlet': {}
         }, "it is not a gauntlet: KeyError 'categories'"),
@@ -188,6 +189,29 @@ def test_baselines_that_cant_be_meant(tmp_path: Path, baselines: tuple):
                 'benchmarks': []
             }] * 2
         }, 'two have the'),
+        (
+            {
+                'categories': [{
+                    'name': 2024,
+                    'benchmarks': []
+                }],
+            },
+            '2024 is not a text; write it in quotes',
+        ),
+        *((
+            {
+                'categories': [{
+                    'name':
+                    'a',
+                    'benchmarks': [{
+                        'name': 'copa',
+                        'num_fewshot': count,
+                        'random_baseline': 0.5,
+                    }],
+                }],
+            },
+            f'num_fewshot: {count!r} is no whole number',
+        ) for count in ('.inf', 0.5, None)),
     ],
 )
 def test_parts_that_cant_be_meant(tmp_path: Path, changes: Any, problem: str):
@@ -209,7 +233,7 @@ def test_a_folder_or_a_binary_file_is_no_gauntlet(tmp_path: Path):
     with pytest.raises(ConfigError, match='can.t be read .*Is a directory'):
         read_gauntlet(tmp_path)
     (tmp_path / 'a.yaml').write_bytes(b'\xff\xfe\xfd')
-    with pytest.raises(ConfigError, match='can.t be read .*decode'):
+    with pytest.raises(ConfigError, match='can.t be read as YAML'):
         read_gauntlet(tmp_path / 'a.yaml')
 
 

@@ -183,7 +183,7 @@ def test_an_unfinished_evaluation_beside_another(
 
 
 def test_no_file(tmp_path: Path):
-    with pytest.raises(ConfigError, match="can't be read .No such file"):
+    with pytest.raises(ConfigError, match='there is no such file'):
         read_results(str(tmp_path / 'moe.json'))
 
 
@@ -270,6 +270,20 @@ def test_broken_files(tmp_path: Path, changes: dict[str, Any], message: str):
         ({
             'n': 0,
         }, 'tasks.copa/0-shot.n=0: a number of examples is whole'),
+        ({
+            'n': True,
+        }, 'tasks.copa/0-shot.n=True: it is missing'),
+        ({
+            'n': 2**62,
+        }, 'n=4611686018427387904: .* at most 1,000,000,000,000'),
+        (
+            # What a repetition in a pattern can't count to.
+            {
+                'n': 2**32,
+                'correct': '0111',
+            },
+            "correct='0111': it is not a 0 or 1 for each of n=4294967296",
+        ),
         (
             {
                 'correct': '011',

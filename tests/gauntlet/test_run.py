@@ -80,7 +80,8 @@ def test_labels_with_slashes(dense: str):
     for label in ('a/b', 'lr:1/b', 'runs/none.json'):
         assert f'| {label} ' in run([f'{label}={dense}'], ['paper'])
     # What stands before the first one.
-    with pytest.raises(ConfigError, match="results='b=none': it can't be read"):
+    with pytest.raises(ConfigError,
+                       match="results='b=none': there is no such file"):
         run(['a=b=none'], ['paper'])
 
 

@@ -36,7 +36,7 @@ def test_a_task_is_read(tmp_path: Path):
     assert task.benchmarks == ('copa/0-shot', 'copa/3-shot')
 
 
-@pytest.mark.parametrize('content', ['- a', 'tasks: []', 'a: b: c', ''])
+@pytest.mark.parametrize('content', ['- a', 'tasks: []', '5', ''])
 def test_a_file_without_tasks(tmp_path: Path, content: str):
     path = tmp_path / 'tasks.yaml'
     path.write_text(content)
@@ -45,7 +45,7 @@ def test_a_file_without_tasks(tmp_path: Path, content: str):
 
 
 def test_a_folder_is_no_file_of_tasks(tmp_path: Path):
-    with pytest.raises(ConfigError, match='no list icl_tasks .IsADirectory'):
+    with pytest.raises(ConfigError, match="can't be read .Is a directory"):
         read_tasks(tmp_path)
 
 
@@ -69,6 +69,19 @@ def test_no_such_file(tmp_path: Path):
         ([{
             **TASK, 'num_fewshot': []
         }], r'num_fewshot=\[\]'),
+        ([{
+            **TASK, 'num_fewshot': [True]
+        }], r'num_fewshot=\[True\]'),
+        ([{
+            **TASK, 'has_categories': 'no'
+        }], r"\[0\].has_categories='no': it is neither"),
+        # Foundry would look for a folder, or make a name that no disk takes.
+        ([{
+            **TASK, 'label': 'a/b'
+        }], r"\[0\].label='a/b': Foundry names a file after it"),
+        ([{
+            **TASK, 'label': 61 * 'é'
+        }], 'at most 120 bytes'),
         ([{
             **TASK, 'icl_task_type': 'essay'
         }], "icl_task_type='essay': there"),
