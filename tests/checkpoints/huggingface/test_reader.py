@@ -331,13 +331,21 @@ def test_a_stored_head_must_be_the_embedding_if_tied(tmp_path):
                 'model.layers.1.self_attn.k_proj.weight':
                 torch.ones(24, 72, dtype=torch.float16),
             },
-            r'q_proj.*one tensor in MPT, and have different dtypes \(F16, F32',
+            r'q_proj.*one tensor in MPT, .*different dtypes \(float16, float32',
         ),
     ],
 )
 def test_other_tensors_are_refused(folder, changes, message):
     edit_tensors(folder, changes)
     with pytest.raises(CheckpointError, match=message):
+        HuggingFaceReader(str(folder))
+
+
+def test_a_number_of_layers_without_end_is_refused_at_once(folder):
+    config = json.loads((folder / 'config.json').read_text())
+    config['num_hidden_layers'] = 10**12
+    (folder / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match='json says 1000000000000 layers'):
         HuggingFaceReader(str(folder))
 
 
