@@ -92,7 +92,8 @@ def _plot_run(
 ) -> np.ndarray:
     """Draws a run; returns its mean losses after the beginning."""
     loss = result.train_loss
-    flops = result.run.flops_per_step * np.arange(1, len(loss) + 1) / unit
+    # As floats: a run of the paper's sizes takes more FLOPs than an int64 holds.
+    flops = np.arange(1, len(loss) + 1) * (result.run.flops_per_step / unit)
     # As pixels: a path of all steps would make the SVG large.
     axes.plot(
         flops,
