@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ['HarnessError']
+__all__ = ['HarnessError', 'SlowClientError']
 
 
 class HarnessError(ValueError):
@@ -18,3 +18,7 @@ class HarnessError(ValueError):
 
     def __init__(self, key: str, value: Any, problem: str, fix: str):
         super().__init__(f'{key}={value!r}: {problem} Fix: {fix}')
+
+
+class SlowClientError(HarnessError):
+    """The client fell behind its schedule, as beside another busy process."""

@@ -1,6 +1,5 @@
 """In-context tasks as Foundry's ``icl_tasks`` lists them, and their files."""
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -177,13 +176,14 @@ def _parse(key: str, settings: Any) -> Task:
 
 def _check_label(key: str, label: str) -> None:
     """Foundry names a file after it, and metrics, with slashes between."""
-    if '/' in label or len(os.fsencode(label)) > _LONGEST_LABEL:
+    n_bytes = len(label.encode('utf-8', 'surrogatepass'))
+    if '/' in label or not label.isprintable() or n_bytes > _LONGEST_LABEL:
         raise ConfigError(
             key,
             label,
-            'Foundry names a file after it, so that it has no slash and at '
-            f'most {_LONGEST_LABEL} bytes.',
-            'shorten it, without slashes.',
+            'Foundry names a file after it, so that it has no slash, no '
+            f'control characters and at most {_LONGEST_LABEL} bytes.',
+            'shorten it, or write it of letters, digits, - and _.',
         )
 
 

@@ -80,6 +80,9 @@ def test_no_such_file(tmp_path: Path):
             **TASK, 'label': 'a/b'
         }], r"\[0\].label='a/b': Foundry names a file after it"),
         ([{
+            **TASK, 'label': 'a\ud800'
+        }], 'no control characters'),
+        ([{
             **TASK, 'label': 61 * 'é'
         }], 'at most 120 bytes'),
         ([{

@@ -21,7 +21,7 @@ from benchmarks.inference.engine.processes import (
     start_group,
 )
 from benchmarks.inference.engine.server import MODEL_NAME
-from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.errors import HarnessError, SlowClientError
 
 __all__ = ['BenchResult', 'bench_command', 'read_result', 'run_load']
 
@@ -251,12 +251,12 @@ def _check_arrivals(
     began = max(ends) - found['duration']
     took, planned = max(found['start_times']) - began, n / rate
     if took > (1 + _STRETCH) * planned:
-        raise HarnessError(
+        raise SlowClientError(
             'rate', rate,
             f'the client sent its {n} requests in {took:.2f} s, not in '
             f'{planned:.2f} s: it is too slow.',
-            'measure lower or fewer rates, or give the client more cores; its '
-            f'log is {log}.'
+            'end what else is busy here, measure lower or fewer rates, or give '
+            f'the client more cores; its log is {log}.'
         )
 
 

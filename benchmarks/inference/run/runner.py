@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional, Protocol
 
-from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.errors import HarnessError, SlowClientError
 from benchmarks.inference.run.schedule import Schedule
 from benchmarks.inference.run.store import Store
 from benchmarks.inference.study.config import Study
@@ -76,7 +76,8 @@ class Runner:
     """Runs a study. Run again, it goes on where it was.
 
     What is done is never measured again; what failed is tried again; what was
-    skipped stays so until the machine can run it.
+    skipped stays so until the machine can run it. A point that fails since the
+    client was slow, which passes, is tried once more at once.
 
     Args:
         study: The study.
@@ -99,6 +100,7 @@ class Runner:
         self.schedule = Schedule(study, servers, self.store, full_grid)
         self.rounds = tuple(rounds(study, servers))
         self._attempted: set[str] = set()
+        self._slow: set[str] = set()
         self._serves: Optional[tuple[ServerSpec, int]] = None
         self._pace = _Pace()
 
@@ -155,6 +157,11 @@ class Runner:
                     self.store.point_folder(point),
                 )
             except Exception as error:
+                is_slow = isinstance(error, SlowClientError)
+                if is_slow and point.id not in self._slow:
+                    self._slow.add(point.id)
+                    self.say(f'{point.label}: once more: {error}')
+                    continue
                 self._attempted.add(point.id)
                 try:
                     # What killed the server says more than a lost connection.

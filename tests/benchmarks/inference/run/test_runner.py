@@ -12,7 +12,7 @@ from typing import Any, Mapping
 import pytest
 from tiny_serving import StandIn, write_study
 
-from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.errors import HarnessError, SlowClientError
 from benchmarks.inference.report.report import write_report
 from benchmarks.inference.run.plan import describe_plan
 from benchmarks.inference.run.runner import Runner
@@ -192,6 +192,29 @@ def test_a_failed_point_is_tried_again(tmp_path: Path):
         *labels('dense', ['1/s', '1.5/s', '2/s'], 2),
     ]
     assert records(tmp_path)['dense 1.0 run 1']['status'] == 'done'
+
+
+@pytest.mark.parametrize('n_slow, status', [(1, 'done'), (2, 'failed')])
+def test_a_slow_client_has_a_second_try(
+    tmp_path: Path,
+    n_slow: int,
+    status: str,
+):
+    left = [n_slow]
+
+    def slow(point: Point) -> None:
+        if point.rate == 1.0 and point.run == 0 and point.server.is_dense:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise SlowClientError('rate', 1.0, 'too slow.', 'wait.')
+
+    is_complete, lines = run(tmp_path, StandIn(slow))
+    assert is_complete == (status == 'done')
+    assert records(tmp_path)['dense 1.0 run 1']['status'] == status
+    once_more = [line for line in lines if ': once more: ' in line]
+    assert once_more == [
+        'tiny dense base 1/s run 1: once more: rate=1.0: too slow. Fix: wait.',
+    ]
 
 
 def test_a_server_that_does_not_start_stops_no_other(tmp_path: Path):
