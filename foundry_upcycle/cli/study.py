@@ -106,13 +106,14 @@ def report(
     Example: foundry-upcycle study report yamls/study_430m.yaml
     """
     with errors_in_one_line():
-        from foundry_upcycle.study.measured import read_study_results
+        from foundry_upcycle.study.measured import Measured, read_study_results
         from foundry_upcycle.study.plan_files import require_unchanged
         from foundry_upcycle.study.report.report import write_report
         grid = _grid(path)
-        require_unchanged(grid)
+        measured = Measured(grid)
+        require_unchanged(measured)
         written = write_report(
-            read_study_results(grid),
+            read_study_results(measured),
             grid.study.folder / 'report' if out is None else Path(out),
             None if serving is None else Path(serving),
         )

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import warnings
+from dataclasses import replace
 from typing import Optional
 
 import numpy as np
@@ -35,6 +36,8 @@ _STEP = re.compile(r'\bba(\d+)\b')
 class Measured:
     """What the runs of a study have left in MLflow and in its folder.
 
+    What is logged later is seen after ``refresh``.
+
     Args:
         grid: The study's runs.
     """
@@ -43,15 +46,20 @@ class Measured:
         self.grid = grid
         self.tracking = Tracking(grid.study.tracking_uri, grid.study.name)
 
+    def refresh(self) -> None:
+        """Reads MLflow again."""
+        self.tracking.refresh()
+
     def n_steps(self, run: Run) -> int:
         """Steps after which the newest checkpoint was saved; 0 without one."""
         return max((step for step, _ in self._saved(run)), default=0)
 
     def is_trained(self, run: Run) -> bool:
-        """Whether all steps are done, saved and logged."""
-        if self.n_steps(run) != run.n_steps:
+        """Whether the last step is done, saved and logged."""
+        steps, _ = self._train_loss(run)
+        if self.n_steps(run) != run.n_steps or not len(steps):
             return False
-        return len(self._train_loss(run)) == run.n_steps
+        return int(steps[-1]) == run.n_steps - 1
 
     def is_evaluated(self, run: Run) -> bool:
         """Whether everything is measured that the study's evaluation asks.
@@ -63,7 +71,7 @@ class Measured:
 
     def final_loss(self, run: Run) -> float:
         """Of a run that is trained."""
-        return RunResult(run, self._train_loss(run)).final_loss
+        return self._trained(run).final_loss
 
     def best(self, sweep: tuple[Run, ...]) -> Optional[Run]:
         """The run of a sweep with the lowest final loss, once all are done.
@@ -72,8 +80,7 @@ class Measured:
         """
         if not all(map(self.is_trained, sweep)):
             return None
-        results = [RunResult(run, self._train_loss(run)) for run in sweep]
-        best = best_of(results)
+        best = best_of([self._trained(run) for run in sweep])
         return None if best is None else best.run
 
     def learning_rate(self, run: Run) -> Optional[float]:
@@ -91,30 +98,39 @@ class Measured:
         """What a run measured; None if it is not finished."""
         if not self.is_trained(run):
             return None
-        evaluation = self._evaluation(run)
-        hours = self.tracking.latest(run.name).get(_TRAIN_TIME)
-        return RunResult(
-            run,
-            self._train_loss(run),
-            evaluation,
-            self._expert_load(run),
-            None if hours is None else 3600 * hours,
+        hours = self.tracking.last(run.name, _TRAIN_TIME)
+        return replace(
+            self._trained(run),
+            evaluation=self._evaluation(run),
+            expert_load=self._expert_load(run),
+            seconds=None if hours is None else 3600 * hours,
         )
 
-    def _train_loss(self, run: Run) -> np.ndarray:
-        _, losses = self.tracking.history(run.name, _TRAIN_LOSS)
-        return losses
+    def _trained(self, run: Run) -> RunResult:
+        _, losses = self._train_loss(run)
+        return RunResult(run, losses)
+
+    def _train_loss(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        """Steps, from 0, and losses.
+
+        Composer logs the last loss of an epoch once more when that ends, as if
+        of the step that follows.
+        """
+        steps, losses = self.tracking.history(run.name, _TRAIN_LOSS)
+        is_step = steps < run.n_steps
+        return steps[is_step], losses[is_step]
 
     def _evaluation(self, run: Run) -> Optional[Evaluation]:
         """None if it is not complete, or none is asked for."""
         asked = self.grid.evaluation
         if asked is None:
             return None
-        latest = self.tracking.latest(evaluation_run_name(run.name))
+        name = evaluation_run_name(run.name)
         losses = {
             match[1]: value
-            for key, value in latest.items()
+            for key in self.tracking.keys(name)
             if (match := _EVAL_LOSS.fullmatch(key))
+            if (value := self.tracking.last(name, key)) is not None
         }
         tasks = self._answers(run)
         has_losses = asked.held_out_texts <= losses.keys()
@@ -152,7 +168,7 @@ class Measured:
 
     def _expert_load(self, run: Run) -> Optional[ExpertLoad]:
         keys = {}
-        for key in self.tracking.latest(run.name):
+        for key in self.tracking.keys(run.name):
             if match := _SHARE.fullmatch(key):
                 keys[int(match[1]), int(match[2])] = key
         if not keys:
@@ -173,13 +189,13 @@ class Measured:
         )
 
 
-def read_study_results(grid: Grid) -> StudyResults:
+def read_study_results(measured: Measured) -> StudyResults:
     """What the runs of a study have measured.
 
     Raises:
         ConfigError: Results can't be read.
     """
-    measured = Measured(grid)
+    grid = measured.grid
     found = {run.name: measured.result(run) for run in grid.runs}
     return StudyResults(
         grid,

@@ -32,7 +32,7 @@ _NAME_ANOTHER = (
 )
 
 
-def write_yamls(grid: Grid) -> None:
+def write_yamls(grid: Grid, measured: Optional[Measured] = None) -> None:
     """Writes the YAML of every run whose learning rate is known.
 
     Those of runs that wait for a sweep follow when that is done. Runs that have
@@ -42,13 +42,15 @@ def write_yamls(grid: Grid) -> None:
 
     Args:
         grid: The study's runs. The caller has the lock of the study's folder.
+        measured: What they have left, if that is read.
 
     Raises:
         ConfigError: As ``require_unchanged``; or a file that no study planned
             is in the way.
     """
-    texts = _all_texts(grid)
-    require_unchanged(grid, texts)
+    measured = measured or Measured(grid)
+    texts = _all_texts(measured)
+    _require_unchanged(measured, texts)
     planned = [
         path for path in grid.study.folder.glob('yamls/*.yaml')
         if path.read_bytes().startswith(HEADER.encode())
@@ -76,10 +78,7 @@ def _refuse_others(
             )
 
 
-def require_unchanged(
-    grid: Grid,
-    texts: Optional[Mapping[Path, str]] = None,
-) -> None:
+def require_unchanged(measured: Measured) -> None:
     """Checks that a study is the one that its folder has results of.
 
     Further runs are no change, fewer are one. A training has started when it
@@ -89,17 +88,20 @@ def require_unchanged(
     much a device takes at a time; what is shown; how often it is saved).
 
     Args:
-        grid: The study's runs.
-        texts: What ``write_yamls`` would write, if that is known.
+        measured: What the study's runs have left.
 
     Raises:
         ConfigError: The YAML of a run that has started would be another, and
             the message ends with the difference; or there would be none; or
             there is none, though the run has checkpoints.
     """
-    texts = texts or _all_texts(grid)
+    _require_unchanged(measured, _all_texts(measured))
+
+
+def _require_unchanged(measured: Measured, texts: Mapping[Path, str]) -> None:
+    grid = measured.grid
     _require_yamls(grid.study)
-    started = [path for path in _started(grid) if path.exists()]
+    started = _started(measured)
     _require_all_planned(grid.study, started, texts)
     for path, text in texts.items():
         if path not in started:
@@ -159,9 +161,9 @@ def _require_all_planned(
         )
 
 
-def _all_texts(grid: Grid) -> dict[Path, str]:
+def _all_texts(measured: Measured) -> dict[Path, str]:
     texts = {}
-    measured = Measured(grid)
+    grid = measured.grid
     for run in grid.runs:
         files = RunFiles(grid.study, run.name)
         rate = measured.learning_rate(run)
@@ -172,9 +174,9 @@ def _all_texts(grid: Grid) -> dict[Path, str]:
     return texts
 
 
-def _started(grid: Grid) -> list[Path]:
+def _started(measured: Measured) -> list[Path]:
     """Where the YAMLs lie of all that has measured or saved something."""
-    study, tracking = grid.study, Measured(grid).tracking
+    study, tracking = measured.grid.study, measured.tracking
     files = {path.stem: path for path in study.folder.glob('yamls/*.yaml')}
     saved = {
         RunFiles(study, path.name).train_yaml.stem
@@ -187,7 +189,7 @@ def _started(grid: Grid) -> list[Path]:
     }
     return sorted(
         path for name, path in files.items()
-        if name in saved or tracking.latest(name)
+        if name in saved or tracking.keys(name)
     )
 
 

@@ -66,9 +66,9 @@ def dry_run(grid: Grid) -> Iterator[str]:
 
 def _prepare(grid: Grid) -> Measured:
     """Writes and checks what is to be run."""
-    write_yamls(grid)
-    check_runs(grid)
     measured = Measured(grid)
+    write_yamls(grid, measured)
+    check_runs(grid)
     _refuse_foreign_runs(measured)
     return measured
 
@@ -138,7 +138,8 @@ class StudyRunner:
             self.say(f'[{number} {task.name}] {found}')
             return
         if task.kind == 'train' and self.grid.sweep_for(task.run):
-            write_yamls(self.grid)  # Its learning rate is known now.
+            # Its learning rate is known now.
+            write_yamls(self.grid, measured)
         words = command(self.grid, task)
         time_left = self._pace.left(measured, left)
         self.say(
@@ -160,6 +161,7 @@ class StudyRunner:
         words[0] = str(_launcher(words[0]))
         try:
             run_process(words, log, Progress(), show, pass_fds=[lock])
+            measured.refresh()
             if state(measured, task) != 'done':
                 raise RunFailed(
                     'it ended without an error and without all that it was '
@@ -245,7 +247,7 @@ def _refuse_foreign_runs(measured: Measured) -> None:
     for task in list_tasks(measured.grid):
         files = RunFiles(study, task.run.name)
         is_new = not (files.train_log.exists() or files.checkpoints.exists())
-        if is_new and measured.tracking.latest(task.name):
+        if is_new and measured.tracking.keys(task.name):
             raise ConfigError(
                 'name',
                 study.name,

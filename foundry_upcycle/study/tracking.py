@@ -1,7 +1,9 @@
 """Reads the metrics of runs back from MLflow."""
 
 from contextlib import contextmanager
-from typing import Iterator, Mapping, Optional
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Collection, Iterator, Mapping, Optional, Protocol
 
 import numpy as np
 
@@ -12,6 +14,9 @@ __all__ = ['Tracking']
 
 class Tracking:
     """The runs of one MLflow experiment, by the names that Composer gave them.
+
+    Runs are searched once, and a metric is read once: what is logged later is
+    seen after ``refresh``.
 
     Args:
         uri: Where Foundry's MLflow logger wrote: a folder, a database or a
@@ -24,20 +29,28 @@ class Tracking:
 
     def __init__(self, uri: str, experiment: str):
         # It takes seconds to import.
-        from mlflow import MlflowClient
+        from mlflow.utils.uri import is_local_uri
         self._uri = uri
-        with self._errors():
-            self._client = MlflowClient(uri)
         self._experiment = experiment
-        self._ids: dict[str, str] = {}
-
-    def latest(self, run_name: str) -> Mapping[str, float]:
-        """The last value of each metric; none where there is no such run."""
+        self.refresh()
         with self._errors():
-            run_id = self._run_id(run_name)
-            if run_id is None:
-                return {}
-            return self._client.get_run(run_id).data.metrics
+            self._store = (_Folder if is_local_uri(uri) else _Server)(uri)
+
+    def refresh(self) -> None:
+        """Forgets what was read."""
+        self._runs: Optional[Mapping[str, _LoggedRun]] = None
+        self._histories: dict[tuple[str, str], tuple[Any, Any]] = {}
+
+    def keys(self, run_name: str) -> Collection[str]:
+        """Names of a run's metrics; none where there is no such run."""
+        with self._errors():
+            run = self._run(run_name)
+            return () if run is None else run.keys
+
+    def last(self, run_name: str, key: str) -> Optional[float]:
+        """A metric's value at its last step; None where there is none."""
+        _, values = self.history(run_name, key)
+        return float(values[-1]) if len(values) else None
 
     def history(
         self,
@@ -49,30 +62,23 @@ class Tracking:
         A run that resumed has logged the steps since its last checkpoint
         twice; the later value counts.
         """
-        with self._errors():
-            run_id = self._run_id(run_name)
-            logged = [] if run_id is None else self._client.get_metric_history(
-                run_id,
-                key,
-            )
-        by_step = {
-            metric.step: metric.value
-            for metric in sorted(logged, key=lambda metric: metric.timestamp)
-        }
-        steps = sorted(by_step)
-        return np.array(steps), np.array([by_step[step] for step in steps])
+        place = run_name, key
+        if place not in self._histories:
+            with self._errors():
+                run = self._run(run_name)
+                if run is None or key not in run.keys:
+                    return np.array([], int), np.array([])
+                self._histories[place] = _once_each(run.logged(key))
+        return self._histories[place]
 
-    def _run_id(self, run_name: str) -> Optional[str]:
-        if run_name not in self._ids:
-            experiment = self._client.get_experiment_by_name(self._experiment)
-            runs = self._client.search_runs(
-                [experiment.experiment_id],
-                filter_string=f"tags.run_name = '{run_name}'",
-            ) if experiment else []
-            if not runs:
-                return None
-            self._ids[run_name] = runs[0].info.run_id
-        return self._ids[run_name]
+    def _run(self, name: str) -> Optional['_LoggedRun']:
+        if self._runs is None:
+            runs = {}
+            for tags, run in self._store.runs(self._experiment):
+                # Of several of a name, Composer resumes the first.
+                runs.setdefault(tags.get('run_name'), run)
+            self._runs = runs
+        return self._runs.get(name)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -86,3 +92,124 @@ class Tracking:
                 f"it can't be read ({error}).",
                 'see that the store is there and the server runs.',
             ) from error
+
+
+def _once_each(logged_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values; of a step that was logged twice, the later value."""
+    times, values, steps = logged_N3.T
+    order = np.lexsort((times, steps))  # Keeps the order of equal ones.
+    steps, values = steps[order], values[order]
+    is_last = np.append(steps[1:] != steps[:-1], True)
+    return steps[is_last].astype(int), values[is_last]
+
+
+class _LoggedRun(Protocol):
+    """A run of any store: what it has logged."""
+
+    @property
+    def keys(self) -> Collection[str]:
+        """Names of its metrics."""
+        ...
+
+    def logged(self, key: str) -> np.ndarray:
+        """(N, 3) time, value and step of each value, as they came."""
+        ...
+
+
+_Runs = Iterator[tuple[Mapping[str, str], _LoggedRun]]
+
+
+class _Server:
+    """A database or a tracking server, which keeps last values by themselves.
+
+    Args:
+        uri: Where it is.
+    """
+
+    def __init__(self, uri: str):
+        from mlflow import MlflowClient
+        self._client = MlflowClient(uri)
+
+    def runs(self, experiment: str) -> _Runs:
+        """Tags and metrics of an experiment's runs, the latest run first."""
+        found = self._client.get_experiment_by_name(experiment)
+        token = None if found else ''
+        while token != '':
+            page = self._client.search_runs(
+                [found.experiment_id],
+                page_token=token,
+            )
+            for run in page:
+                yield run.data.tags, _ServedRun(self._client, run)
+            token = page.token or ''
+
+
+class _ServedRun:
+
+    def __init__(self, client: Any, run: Any):
+        self._client = client
+        self._id = run.info.run_id
+        self.keys: Collection[str] = run.data.metrics.keys()
+
+    def logged(self, key: str) -> np.ndarray:
+        history = self._client.get_metric_history(self._id, key)
+        return np.array([(m.timestamp, m.value, m.step) for m in history])
+
+
+class _Folder:
+    """A folder of runs, each a folder with a file for each metric.
+
+    MLflow's search parses all values of all runs, and each look at a metric
+    lists all files of the run: minutes, of a study with long runs.
+
+    Args:
+        uri: Where it is.
+    """
+
+    def __init__(self, uri: str):
+        from mlflow.store.tracking.file_store import FileStore
+        self._store = FileStore(uri)
+
+    def runs(self, experiment: str) -> _Runs:
+        """Tags and metrics of an experiment's runs, the latest run first."""
+        from mlflow.entities import ViewType
+        found = self._store.get_experiment_by_name(experiment)
+        if found is None:
+            return
+        infos = self._store._list_run_infos(
+            found.experiment_id,
+            ViewType.ACTIVE_ONLY,
+        )
+        # As MLflow's search orders them.
+        for info in sorted(infos, key=lambda i: (-i.start_time, i.run_id)):
+            tags = self._store.get_all_tags(info.run_id)
+            yield {
+                tag.key: tag.value
+                for tag in tags
+            }, _RunFolder(
+                Path(
+                    self._store.root_directory,
+                    found.experiment_id,
+                    info.run_id,
+                ),
+            )
+
+
+class _RunFolder:
+
+    def __init__(self, folder: Path):
+        self._metrics = folder / 'metrics'
+
+    @cached_property
+    def keys(self) -> Collection[str]:
+        return {
+            str(path.relative_to(self._metrics))
+            for path in self._metrics.rglob('*')
+            if path.is_file()
+        }
+
+    def logged(self, key: str) -> np.ndarray:
+        lines = (self._metrics / key).read_text().splitlines(keepends=True)
+        # One without an end is being written.
+        whole = [line for line in lines if line.endswith('\n')]
+        return np.loadtxt(whole, ndmin=2) if whole else np.empty((0, 3))

@@ -63,6 +63,17 @@ def test_trained_is_saved_and_logged(
     assert Measured(grid).is_trained(grid[DENSE]) is is_trained
 
 
+def test_a_whole_epoch_logs_its_last_loss_once_more(grid: Grid):
+    # Composer's trainer, at the end of an epoch: as if of a step 100.
+    run = grid[DENSE]
+    leave_training(grid, run, n_logged=0)
+    log(grid, run.name, {LOSS: [*[4.0] * 80, *[3.0] * 20, 9.0]})
+    result = Measured(grid).result(run)
+    assert result is not None
+    assert result.train_loss.tolist() == [4.0] * 80 + [3.0] * 20
+    assert result.final_loss == Measured(grid).final_loss(run) == 3.0
+
+
 def test_sharded_checkpoints_are_seen(grid: Grid):
     run = grid[DENSE]
     leave_training(grid, run, n_saved=80)
@@ -123,10 +134,13 @@ def test_another_store(tmp_path: Path):
     uri = f'sqlite:///{tmp_path}/mlflow.db'
     grid = small_grid(tmp_path, tracking_uri=uri)
     run = grid[DENSE]
+    log(grid, run.name, {LOSS: [9.0] * 30})
     leave_training(grid, run)
     leave_evaluation(grid, run)
-    assert Measured(grid).is_trained(run)
-    assert Measured(grid).is_evaluated(run)
+    measured = Measured(grid)
+    assert measured.is_trained(run)
+    assert measured.is_evaluated(run)
+    assert measured.final_loss(run) == 3.0
     assert not (tmp_path / 'results' / 'mlruns').exists()
 
 
@@ -145,7 +159,7 @@ def test_a_sweep_that_diverged_has_no_best(grid: Grid):
     for run in sweep:
         leave_training(grid, run, loss=float('nan'))
     assert Measured(grid).best(sweep) is None
-    assert sweep[0].place not in read_study_results(grid).by_place
+    assert sweep[0].place not in read_study_results(Measured(grid)).by_place
 
 
 def test_answers_of_an_unfinished_model_do_not_count(grid: Grid):
@@ -165,6 +179,7 @@ def test_a_store_that_can_not_be_read(grid: Grid):
     leave_training(grid, grid[DENSE])
     assert measured.is_trained(grid[DENSE])
     shutil.rmtree(grid.study.tracking_uri)
+    measured.refresh()
     with pytest.raises(ConfigError, match="tracking_uri=.*it can't be read"):
         measured.is_trained(grid[DENSE])
 
@@ -181,7 +196,7 @@ def test_a_run_that_diverged_is_not_the_best(grid: Grid):
     leave_training(grid, sweep[1], loss=3.5)
     assert Measured(grid).best(sweep) is sweep[1]
     leave_evaluation(grid, sweep[1])
-    found = read_study_results(grid).by_place[sweep[0].place]
+    found = read_study_results(Measured(grid)).by_place[sweep[0].place]
     assert found.run is sweep[1]
 
 
@@ -190,7 +205,7 @@ def test_results_of_a_finished_study(grid: Grid):
         leave_training(grid, run, loss=3.5 if '0.001' in run.name else 4.0)
     for name in (DENSE, CPT, SWEEP[1]):
         leave_evaluation(grid, grid[name])
-    results = read_study_results(grid)
+    results = read_study_results(Measured(grid))
     assert results.results.keys() == {run.name for run in grid.runs}
     assert [result.run.name
             for result in results.by_place.values()] == [DENSE, CPT, SWEEP[1]]
@@ -215,9 +230,9 @@ def test_a_place_has_no_result_before_its_evaluation(grid: Grid):
     leave_training(grid, grid[SWEEP[0]])
     leave_evaluation(grid, grid[SWEEP[0]])
     # The dense start is not evaluated, the sweep not finished.
-    assert not read_study_results(grid).by_place
+    assert not read_study_results(Measured(grid)).by_place
     leave_evaluation(grid, grid[DENSE])
-    assert [*read_study_results(grid).by_place] == [grid[DENSE].place]
+    assert [*read_study_results(Measured(grid)).by_place] == [grid[DENSE].place]
 
 
 def test_damaged_answers_are_asked_for_again(grid: Grid):
@@ -228,4 +243,28 @@ def test_damaged_answers_are_asked_for_again(grid: Grid):
     with pytest.warns(UpcyclingWarning, match=match):
         assert not Measured(grid).is_evaluated(grid[DENSE])
     with pytest.warns(UpcyclingWarning, match=match):
-        assert read_study_results(grid).results[DENSE].evaluation is None
+        assert read_study_results(Measured(grid)
+                                 ).results[DENSE].evaluation is None
+
+
+def test_only_what_is_asked_for_is_read(grid: Grid):
+    # A long run logs dozens of metrics a step, of which a study needs the loss.
+    leave_training(grid, grid[DENSE])
+    log(grid, DENSE, {'throughput/tokens_per_sec': [1.0]})
+    (other, ) = Path(grid.study.tracking_uri).rglob('tokens_per_sec')
+    other.write_text('nothing that can be read\n')
+    result = read_study_results(Measured(grid)).results[DENSE]
+    assert len(result.train_loss) == 100
+
+
+def test_what_is_being_logged_is_read_up_to_there(grid: Grid):
+    leave_training(grid, grid[DENSE], n_logged=99)
+    (losses, ) = Path(grid.study.tracking_uri).rglob('LanguageCrossEntropy')
+    measured = Measured(grid)
+    for written, is_trained in ('1795800125778 3.', False), ('5 99\n', True):
+        with losses.open('a') as file:
+            file.write(written)
+        measured.refresh()
+        assert measured.is_trained(grid[DENSE]) is is_trained
+    assert measured.final_loss(grid[DENSE]) == pytest.approx((19 * 3 + 3.5) / 20
+                                                            )

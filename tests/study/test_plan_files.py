@@ -11,6 +11,7 @@ from study.study_files import GONE, StudyFiles
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import read_study
 from foundry_upcycle.study.grid import Grid, evaluation_run_name, plan_grid
+from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.plan_files import require_unchanged, write_yamls
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.run_yamls import train_yaml
@@ -69,7 +70,7 @@ def test_planning_twice_changes_nothing(files: StudyFiles, tmp_path: Path):
     for run in grid.runs:
         start(grid, run.name)
     again = files.grid()
-    require_unchanged(again)
+    require_unchanged(Measured(again))
     write_yamls(again)
     assert bytes_of(tmp_path / 'results') == before
 
@@ -110,7 +111,7 @@ def test_a_run_that_has_started_may_not(files: StudyFiles, tmp_path, begin):
         write_yamls(changed)
     assert bytes_of(tmp_path / 'results') == before
     with pytest.raises(ConfigError, match='-  lr: 0.001\n.  lr: 0.0005\n'):
-        require_unchanged(changed)
+        require_unchanged(Measured(changed))
 
 
 def test_a_run_that_failed_before_its_first_step_may_be_mended(files):
@@ -177,7 +178,7 @@ def test_an_evaluation_that_has_started_may_not_change(files, leave):
             match=f'{CPT}_eval has started with other settings(?s:.*)'
             '-icl_tasks: tasks.yaml\n.icl_tasks: others.yaml\n',
     ):
-        require_unchanged(changed)
+        require_unchanged(Measured(changed))
 
 
 def test_it_does_not_matter_where_a_study_is_read_from(files, monkeypatch):
@@ -189,7 +190,7 @@ def test_it_does_not_matter_where_a_study_is_read_from(files, monkeypatch):
     # The header names another path.
     assert train_yaml(again, again[CPT],
                       None) != train_yaml(grid, grid[CPT], None)
-    require_unchanged(again)
+    require_unchanged(Measured(again))
 
 
 def test_more_runs_are_no_change(files: StudyFiles):
@@ -240,7 +241,9 @@ def test_empty_answers_are_none(files: StudyFiles):
     grid = files.grid()
     write_yamls(grid)
     RunFiles(grid.study, CPT).answers.mkdir(parents=True)
-    require_unchanged(files.set('eval', 'icl_tasks', 'others.yaml').grid())
+    require_unchanged(
+        Measured(files.set('eval', 'icl_tasks', 'others.yaml').grid())
+    )
 
 
 def test_checkpoints_without_yamls_are_refused(files: StudyFiles, tmp_path):

@@ -74,7 +74,7 @@ def test_tiny_quickstart(checkout: Path):
     assert 'step 10/120' not in shown
     assert '6 of 6 tasks, 100% of' in study('status', YAML)
 
-    results = read_study_results(grid)
+    results = read_study_results(Measured(grid))
     assert len(results.by_place) == 3
     starts = {
         run.name: results.results[run.name].train_loss[0]
@@ -107,7 +107,7 @@ def test_resumed_equals_uninterrupted(checkout: Path):
     grid = plan_grid(read_study(YAML))
     interrupt_at_step(50)
     study('run', YAML)
-    resumed = read_study_results(grid).results
+    resumed = read_study_results(Measured(grid)).results
     os.rename('runs/quickstart_tiny', 'runs/resumed')
     data = json.loads(Path('runs/resumed/data.json').read_text())
     assert data['seq_len'] == 128
@@ -115,7 +115,7 @@ def test_resumed_equals_uninterrupted(checkout: Path):
     for name in ('data', 'tokenizer', 'tasks', 'data.json'):
         os.rename(f'runs/resumed/{name}', f'runs/quickstart_tiny/{name}')
     study('run', YAML)
-    whole = read_study_results(grid).results
+    whole = read_study_results(Measured(grid)).results
     for run in grid.runs:
         resumed_loss = resumed[run.name].train_loss
         assert resumed_loss.tolist() == whole[run.name].train_loss.tolist()
