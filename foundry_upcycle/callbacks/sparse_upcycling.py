@@ -94,6 +94,8 @@ class SparseUpcycling(Callback):
                 shapes = {n: tuple(p.shape) for n, p in parameters.items()}
                 upcycled = UpcycledCheckpoint(dense, shapes, self.config)
                 fill_parameters(upcycled, parameters, _progress(shapes))
+                with _warnings_of_rank_0():
+                    dense.narrowing.warn_of_zeros()
         if isinstance(state.model, ComposerUpcycledMPT):
             state.model.mark_weights_loaded()
         self.done = True

@@ -2,10 +2,12 @@
 
 import abc
 import warnings
+from functools import cached_property
 from typing import Any, Iterator, Mapping, NamedTuple
 
 import torch
 
+from foundry_upcycle.checkpoints.narrowing import Narrowing
 from foundry_upcycle.errors import UpcyclingWarning
 
 __all__ = [
@@ -52,6 +54,11 @@ class Checkpoint(abc.ABC):
     path: str
     tensors: dict[str, TensorInfo]
     model_config: dict[str, Any]
+
+    @cached_property
+    def narrowing(self) -> Narrowing:
+        """Casts what is read of it."""
+        return Narrowing(self.path)
 
     @abc.abstractmethod
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:

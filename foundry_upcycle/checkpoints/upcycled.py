@@ -49,6 +49,7 @@ class UpcycledCheckpoint(Checkpoint):
         dtype: Optional[torch.dtype] = None,
     ):
         self.path = dense.path
+        self.narrowing = dense.narrowing
         self.model_config = dict(model_config)
         self._dense = dense
         self._config = config
@@ -95,7 +96,8 @@ class UpcycledCheckpoint(Checkpoint):
         generator = seeded_generator(self._config.seed, item.layer, 'router')
         shape, dtype = self.tensors[item.target]
         router_ED = torch.randn(shape, generator=generator)
-        return (router_ED * self._config.router_init_std).to(dtype)
+        router_ED *= self._config.router_init_std
+        return self.narrowing.cast(item.target, router_ED, dtype)
 
     def _experts(
         self,
@@ -127,7 +129,8 @@ class UpcycledCheckpoint(Checkpoint):
     ) -> torch.Tensor:
         dim = 1 if item.transpose else 0
         dense = self._dense.read(item.source, dim, start, stop)
-        dense = dense.to(self.tensors[item.target].dtype)
+        dtype = self.tensors[item.target].dtype
+        dense = self.narrowing.cast(item.source, dense, dtype)
         # A view: a Hugging Face folder has it transposed again.
         return dense.t() if item.transpose else dense
 

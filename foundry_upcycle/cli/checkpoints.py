@@ -18,6 +18,13 @@ _Overwrite = Annotated[
     bool,
     typer.Option('--overwrite', help='Replace OUT if it exists.'),
 ]
+_AllowOverflow = Annotated[
+    bool,
+    typer.Option(
+        '--allow-overflow',
+        help='Let weights that are too large for --dtype become infinite.',
+    ),
+]
 _Like = Annotated[
     Optional[str],
     typer.Option(
@@ -80,6 +87,7 @@ def import_hf(
         _DTypeName,
         typer.Option(help='Of all weights.'),
     ] = 'float32',
+    allow_overflow: _AllowOverflow = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Turns a Hugging Face model into a Composer checkpoint of the same MPT.
@@ -88,7 +96,13 @@ def import_hf(
     """
     with errors_in_one_line():
         from foundry_upcycle.conversion import import_hf as module
-        module.import_hf(source, out, _dtype(dtype), overwrite)
+        module.import_hf(
+            source,
+            out,
+            _dtype(dtype),
+            overwrite,
+            allow_overflow,
+        )
         typer.echo(f'wrote {out}: checkpoint.pt, model.yaml, hf/')
 
 
@@ -143,6 +157,7 @@ def convert(
         typer.Option(help="Of all weights; the source's by default."),
     ] = None,
     like: _Like = None,
+    allow_overflow: _AllowOverflow = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Turns a dense checkpoint into a mixture of experts.
@@ -168,6 +183,7 @@ def convert(
             like=like,
             overwrite=overwrite,
             moe_layers=_layers(layers),
+            allow_overflow=allow_overflow,
         )
         where = '' if layers is None else f', in layers {layers}'
         typer.echo(f'wrote {out}: {experts} experts, top-{top_k}{where}')
@@ -187,6 +203,7 @@ def export_hf(
         Optional[_DTypeName],
         typer.Option(help="Of all weights; the checkpoint's by default."),
     ] = None,
+    allow_overflow: _AllowOverflow = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Makes a Hugging Face folder that transformers and vLLM load.
@@ -200,7 +217,14 @@ def export_hf(
     """
     with errors_in_one_line():
         from foundry_upcycle.conversion import export_hf as module
-        module.export_hf(source, out, like, _dtype(dtype), overwrite)
+        module.export_hf(
+            source,
+            out,
+            like,
+            _dtype(dtype),
+            overwrite,
+            allow_overflow,
+        )
         typer.echo(f'wrote {out}')
 
 

@@ -46,6 +46,7 @@ def convert(
     like: Optional[str] = None,
     overwrite: bool = False,
     moe_layers: Optional[Sequence[int]] = None,
+    allow_overflow: bool = False,
 ) -> None:
     """Upcycles ``config.source_path`` into a checkpoint of its own.
 
@@ -63,6 +64,8 @@ def convert(
         like: See ``export_hf``; for a Hugging Face folder only.
         overwrite: Whether ``out`` may exist.
         moe_layers: Blocks that become mixtures, from 0; None: all of them.
+        allow_overflow: Whether weights that are too large for ``dtype`` may
+            become infinite.
 
     Raises:
         CheckpointError: The source can't be upcycled, or ``out`` not be
@@ -71,6 +74,7 @@ def convert(
             hold the model.
     """
     dense = open_checkpoint(config.source_path)
+    dense.narrowing.allow_overflow = allow_overflow
     if isinstance(dense, HuggingFaceReader) and file_format != 'safetensors':
         dense.require_exact(dtype)
     mixture = as_mixture(
@@ -91,6 +95,7 @@ def convert(
         'format': file_format,
         'dtype': dtype and dtype_name(dtype),
         'like': like,
+        'allow_overflow': allow_overflow,
     }
     provenance = Provenance('convert', config.source_path, settings)
     save(
@@ -100,6 +105,7 @@ def convert(
         provenance,
         overwrite,
     )
+    dense.narrowing.warn_of_zeros()
 
 
 def _writer(

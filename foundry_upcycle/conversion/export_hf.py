@@ -29,6 +29,7 @@ def export_hf(
     like: Optional[str] = None,
     dtype: Optional[torch.dtype] = None,
     overwrite: bool = False,
+    allow_overflow: bool = False,
 ) -> None:
     """Writes a folder that transformers and vLLM load.
 
@@ -41,6 +42,8 @@ def export_hf(
             no tokenizer, and the first architecture that can hold the model.
         dtype: Of all weights; None keeps theirs.
         overwrite: Whether ``out`` may exist.
+        allow_overflow: Whether weights that are too large for ``dtype`` may
+            become infinite.
 
     Raises:
         CheckpointError: The source can't be read, ``out`` not be written, or
@@ -49,10 +52,16 @@ def export_hf(
             names the setting in the way.
     """
     checkpoint = open_checkpoint(source)
+    checkpoint.narrowing.allow_overflow = allow_overflow
     writer = huggingface_writer(checkpoint, like, dtype)
-    settings = {'dtype': dtype and dtype_name(dtype), 'like': like}
+    settings = {
+        'dtype': dtype and dtype_name(dtype),
+        'like': like,
+        'allow_overflow': allow_overflow,
+    }
     provenance = Provenance('export-hf', source, settings)
     save(out, writer, n_bytes(checkpoint, dtype), provenance, overwrite)
+    checkpoint.narrowing.warn_of_zeros()
 
 
 def huggingface_writer(

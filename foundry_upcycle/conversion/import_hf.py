@@ -41,6 +41,7 @@ def import_hf(
     out: str,
     dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
+    allow_overflow: bool = False,
 ) -> None:
     """Writes a folder that an LLM Foundry run starts from.
 
@@ -54,6 +55,8 @@ def import_hf(
         out: The folder.
         dtype: Of all weights; training keeps them in float32.
         overwrite: Whether ``out`` may exist.
+        allow_overflow: Whether weights that are too large for ``dtype`` may
+            become infinite.
 
     Raises:
         CheckpointError: The source can't be read, its tokenizer has more
@@ -63,6 +66,7 @@ def import_hf(
     place = check_output(out, source, overwrite)
     with _as_folder(source) as folder:
         reader = HuggingFaceReader(folder)
+        reader.narrowing.allow_overflow = allow_overflow
         reader.require_exact(dtype)
         check_vocabulary(folder, reader.section['vocab_size'])
         sections = _sections(reader, f'{out}/hf')
@@ -76,10 +80,13 @@ def import_hf(
             )
             write_monolithic(reader, path / 'checkpoint.pt', dtype, progress)
 
-        provenance = Provenance(
-            'import-hf', source, {'dtype': dtype_name(dtype)}
-        )
+        settings = {
+            'dtype': dtype_name(dtype),
+            'allow_overflow': allow_overflow,
+        }
+        provenance = Provenance('import-hf', source, settings)
         save(place, write, n_bytes(reader, dtype), provenance, overwrite)
+        reader.narrowing.warn_of_zeros()
 
 
 def _sections(reader: HuggingFaceReader, tokenizer: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from foundry_upcycle.checkpoints.names import (
     is_mixture,
     parse_router_name,
 )
+from foundry_upcycle.checkpoints.narrowing import overflowing
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
@@ -190,9 +191,11 @@ def _difference(
     for block in expected.rows(name, 0, shape[0]):
         stop = start + len(block)
         other = found.read(name, 0, start, stop)
-        block = block.to(dtype)
-        if not torch.equal(block, other):
-            distance = (block.double() - other.double()).abs().max().item()
+        stored = block.to(dtype)
+        if overflowing(block, stored) is not None:
+            largest = math.inf
+        if not torch.equal(stored, other):
+            distance = (stored.double() - other.double()).abs().max().item()
             # A NaN would be lost in max(); it differs from everything.
             largest = max(
                 largest, math.inf if distance != distance else distance

@@ -49,6 +49,7 @@ class ExportedCheckpoint(Checkpoint):
     def __init__(self, source: Checkpoint, model_type: Optional[str] = None):
         require_mpt(source)
         self.path = source.path
+        self.narrowing = source.narrowing
         self.model_config = source.model_config
         self._source = source
         mpt_config = nest(source.model_config)

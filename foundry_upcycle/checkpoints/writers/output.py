@@ -149,14 +149,15 @@ def stream_tensor(
         progress: Is told the size of each part.
 
     Raises:
-        CheckpointError: The checkpoint gives other rows than it promised.
+        CheckpointError: The checkpoint gives other rows than it promised, or
+            a weight that the dtype does not hold.
     """
     n_rows = 0
     for block in checkpoint.rows(name, 0, stored.shape[0]):
         n_rows += block.shape[0]
         if block.shape[1:] != stored.shape[1:] or n_rows > stored.shape[0]:
             raise _wrong_rows(checkpoint, name, stored, n_rows, block)
-        for data in _as_bytes(block, stored.dtype):
+        for data in _as_bytes(checkpoint, name, block, stored.dtype):
             for start in range(0, data.nbytes, _WRITE_BYTES):
                 write(data[start:start + _WRITE_BYTES])
             progress(data.nbytes)
@@ -166,7 +167,12 @@ def stream_tensor(
         raise _wrong_rows(checkpoint, name, stored, n_rows)
 
 
-def _as_bytes(block: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+def _as_bytes(
+    checkpoint: Checkpoint,
+    name: str,
+    block: torch.Tensor,
+    dtype: torch.dtype,
+) -> Iterator[memoryview]:
     """A block's bytes in ``dtype``, part after part.
 
     Not copied where they lie as they should; else one part after the other is
@@ -176,7 +182,8 @@ def _as_bytes(block: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
     copies = _new_memory(parts[0].shape, dtype)  # None is larger.
     for part in parts:
         if part.dtype != dtype or not part.is_contiguous():
-            part = copies[:part.shape[0]].copy_(part)
+            copy = copies[:part.shape[0]]
+            part = checkpoint.narrowing.cast(name, part, dtype, copy)
         yield part.reshape(-1).view(torch.uint8).numpy().data
 
 

@@ -28,6 +28,7 @@ def fill_parameters(
         names: What to fill, in order.
 
     Raises:
+        CheckpointError: A weight is larger than a parameter's dtype holds.
         ConfigError: As ``local_rows``.
         RuntimeError: The checkpoint gives fewer rows than it says.
     """
@@ -35,6 +36,7 @@ def fill_parameters(
         local, start = local_rows(name, parameters[name])
         stop = start + local.shape[0]
         for block in checkpoint.rows(name, start, stop):
+            block = checkpoint.narrowing.cast(name, block, local.dtype)
             local[:len(block)].copy_(block)
             local = local[len(block):]
         if len(local):
