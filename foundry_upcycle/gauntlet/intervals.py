@@ -19,6 +19,10 @@ parts' spread (method of variance estimates recovery; Zou and Donner, 2008). The
 same holds for examples that only one of two models got right: where there are
 none, Wilson says how many there may be.
 
+A change relative to a baseline has its interval from three of these: the
+model's, the baseline's and the difference's, which says how far the two vary
+together (``relative_interval``).
+
 Intervals leave out what other few-shot examples or prompts and another training
 run would change.
 
@@ -36,21 +40,44 @@ from foundry_upcycle.gauntlet.results import Part
 
 __all__ = [
     'Draws',
+    'Ends',
+    'Estimate',
     'N_REPLICATES',
+    'ROUNDING',
     'binomial_interval',
     'draw',
     'draw_difference',
     'generator',
     'interval',
+    'relative_interval',
 ]
 
 N_REPLICATES = 10_000
+# Low and high.
+Ends = tuple[float, float]
+
+# Ends of intervals nearer to 0 are 0, but for rounding.
+ROUNDING = 1e-12
+
 _QUANTILES = (0.025, 0.975)
 # Quantile of the normal distribution for intervals of 95 %.
 _Z = 1.96
 
 
-def binomial_interval(accuracy: float, n: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval.
+
+    Args:
+        value: What was measured.
+        interval: Of 95 %. None where a number of examples is not known.
+    """
+
+    value: float
+    interval: Optional[Ends]
+
+
+def binomial_interval(accuracy: float, n: int) -> Ends:
     """Wilson's interval of 95 % for an accuracy measured on ``n`` examples."""
     center = (accuracy + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     spread = math.sqrt(accuracy * (1 - accuracy) / n + _Z**2 / (4 * n**2))
@@ -77,14 +104,14 @@ class Draws:
     below: float
     above: float
     paired: bool = False
-    alone: Optional[tuple[float, float]] = None
+    alone: Optional[Ends] = None
 
 
 def interval(
     value: float,
     weights_P: np.ndarray,
     draws: Sequence[Optional[Draws]],
-) -> Optional[tuple[float, float]]:
+) -> Optional[Ends]:
     """Interval of a weighted sum of parts.
 
     Args:
@@ -113,6 +140,79 @@ def interval(
         above = math.hypot(above, weight * part.above)
     low, high = np.quantile(deviations_R, _QUANTILES)
     return value - math.hypot(low, below), value + math.hypot(high, above)
+
+
+def relative_interval(
+    model: Estimate,
+    base: Estimate,
+    difference: Optional[Ends],
+    spread: float = 0.0,
+) -> Optional[Ends]:
+    """Interval of (model - base) / base, both of which are uncertain.
+
+    Fieller's: a ratio r is in it where the interval of model - r * base
+    includes 0. How far the two vary together follows from the intervals of each
+    and of their difference, which is the same with r = 1 (method of variance
+    estimates recovery, for ratios). So it excludes 0 just where that of the
+    difference does.
+
+    Args:
+        model: What was measured.
+        base: The same of what it is relative to.
+        difference: Interval of model - base.
+        spread: Half of an interval of the model's alone, for what these leave
+            out.
+
+    Returns:
+        Low and high. None where one of them has no interval, or the base may be
+        0: a ratio may then be anything.
+    """
+    if model.interval is None or base.interval is None or difference is None:
+        return None
+    halves = [
+        (
+            abs(model.interval[side] - model.value),
+            # A ratio is low where its base is high.
+            abs(base.interval[1 - side] - base.value),
+            abs(difference[side] - model.value + base.value),
+        ) for side in (0, 1)
+    ]
+    if base.value <= max(of_base for _, of_base, _ in halves):
+        return None
+    low, high = (
+        _ratio_end(model.value, base.value, *of_side, spread)
+        for of_side in halves
+    )
+    return low[0] - 1, high[1] - 1
+
+
+def _ratio_end(
+    value: float,
+    base: float,
+    half: float,
+    base_half: float,
+    half_apart: float,
+    spread: float,
+) -> Ends:
+    """Both r whose value - r * base is as far from 0 as it varies.
+
+    Args:
+        value: Of the model.
+        base: Of the base.
+        half: How far the model's varies.
+        base_half: How far the base varies.
+        half_apart: How far their difference varies.
+        spread: How far the model's varies beside that.
+    """
+    most = half * base_half
+    shared = (half**2 + base_half**2 - half_apart**2) / 2
+    shared = min(max(shared, -most), most)
+    # (value - r base)^2 = half^2 + spread^2 - 2 r shared + r^2 base_half^2
+    a = base**2 - base_half**2
+    b = value * base - shared
+    c = value**2 - half**2 - spread**2
+    root = math.sqrt(max(b**2 - a * c, 0.0))  # Rounding.
+    return (b - root) / a, (b + root) / a
 
 
 def generator(seed: int, label: str) -> np.random.Generator:
@@ -188,7 +288,7 @@ def _draw_paired(
     )
 
 
-def _unseen(rate: float, n: int) -> tuple[float, float]:
+def _unseen(rate: float, n: int) -> Ends:
     """How far a rate may be below and above, where all replicates are alike."""
     low, high = binomial_interval(rate, n)
     return rate - low if rate == 1 else 0.0, high if rate == 0 else 0.0

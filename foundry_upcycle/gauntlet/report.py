@@ -167,9 +167,9 @@ _READING = '\n'.join([
     '- "higher" and "lower": the interval of the difference excludes 0. Of two '
     'equally good models, about one such row in 20 is expected to say so.',
     '- "relative" is the difference divided by the baseline, as the paper '
-    'reports it; n/a where the baseline is not above 0. It has no interval; '
-    'of a baseline near 0 it means little, as the chance in the baseline alone '
-    'changes it severalfold.',
+    'reports it; n/a where the baseline is not above 0. Its interval holds '
+    'what chance does to both, and is wide where the baseline is near 0; there '
+    'is none where the baseline may be 0.',
     '- "seconds" is what the evaluation of all tasks took, of those where the '
     'results say so (each in scores.json).',
     '- Intervals leave out the choice of few-shot examples and prompts, and '
@@ -277,7 +277,7 @@ def _change_table(gauntlet: Gauntlet, comparison: Comparison) -> str:
                 f'{change.baseline:.3f}',
                 f'{change.value:.3f}',
                 _with_interval(change.difference, change.interval, '+.3f'),
-                _percent(change.relative),
+                _relative(change),
                 change.verdict,
             ])
     return _table(
@@ -310,8 +310,10 @@ def _with_interval(
     return f'{value:{form}} ({low:{form}} to {high:{form}})'
 
 
-def _percent(change: float) -> str:
-    return 'n/a' if math.isnan(change) else f'{change:+.1%}'
+def _relative(change: Change) -> str:
+    if math.isnan(change.relative):
+        return 'n/a'
+    return _with_interval(change.relative, change.relative_interval, '+.1%')
 
 
 def _count(n: Optional[int]) -> str:

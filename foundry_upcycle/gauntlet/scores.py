@@ -10,7 +10,7 @@ Shapes: T tasks, P parts.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Mapping, Optional
+from typing import Any, Callable, Iterable, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -18,10 +18,15 @@ from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.gauntlets import Gauntlet
 from foundry_upcycle.gauntlet.intervals import (
     N_REPLICATES,
+    ROUNDING,
+    Draws,
+    Ends,
+    Estimate,
     draw,
     draw_difference,
     generator,
     interval,
+    relative_interval,
 )
 from foundry_upcycle.gauntlet.results import ModelResults, Part
 
@@ -36,19 +41,6 @@ __all__ = [
 ]
 
 _SEED = 17
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its interval.
-
-    Args:
-        value: What was measured.
-        interval: Of 95 %. None where a number of examples is not known.
-    """
-
-    value: float
-    interval: Optional[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -87,12 +79,15 @@ class Change:
         interval: Of the difference; None where a number of examples is not
             known.
         paired: Whether all examples were resampled in pairs.
+        relative_interval: Of the relative change. None where the difference has
+            none, or the baseline may be 0.
     """
 
     value: float
     baseline: float
-    interval: Optional[tuple[float, float]]
+    interval: Optional[Ends]
     paired: bool
+    relative_interval: Optional[Ends] = None
 
     @property
     def difference(self) -> float:
@@ -108,9 +103,9 @@ class Change:
         if self.interval is None:
             return 'not known'
         low, high = self.interval
-        if low > 0:
+        if low > ROUNDING:
             return 'higher'
-        return 'lower' if high < 0 else 'not told apart'
+        return 'lower' if high < -ROUNDING else 'not told apart'
 
 
 @dataclass(frozen=True)
@@ -179,14 +174,10 @@ def score(
         for task in tasks.values()
         for label, part in task.items()
     }
-    draws = [
-        draw(part, n_replicates, generator(seed, label))
-        for label, part in parts.items()
-    ]
+    draws = _draw_all(parts, n_replicates, seed)
 
     def estimate(row: _Row) -> Estimate:
-        value = row.value(parts.values())
-        return Estimate(value, interval(value, row.weights_P, draws))
+        return row.estimate(parts.values(), draws)
 
     return Scores(
         label=results.label,
@@ -245,22 +236,28 @@ def compare(
         for task, parts in tasks.items()
         for label, part in parts.items()
     }
-    draws = [
+    parts, bases = zip(*pairs.values(), strict=True)
+    draws = _draw_all(dict(zip(pairs, parts)), n_replicates, seed)
+    base_draws = _draw_all(dict(zip(pairs, bases)), n_replicates, seed)
+    differences = [
         draw_difference(*pair, n_replicates, generator(seed, label))
         for label, pair in pairs.items()
     ]
 
     def change(row: _Row) -> Change:
-        value, base = map(row.value, zip(*pairs.values(), strict=True))
+        own = row.estimate(parts, draws)
+        base = row.estimate(bases, base_draws)
+        ends = interval(own.value - base.value, row.weights_P, differences)
         return Change(
-            value,
-            base,
-            interval(value - base, row.weights_P, draws),
+            own.value,
+            base.value,
+            ends,
             all(
                 part is not None and part.paired
-                for part, weight in zip(draws, row.weights_P)
+                for part, weight in zip(differences, row.weights_P)
                 if weight
             ),
+            relative_interval(own, base, ends),
         )
 
     return Comparison(
@@ -269,6 +266,17 @@ def compare(
         left_out=shared.left_out,
         **_each(change, _rows(shared, tasks)),
     )
+
+
+def _draw_all(
+    parts: Mapping[str, Part],
+    n_replicates: int,
+    seed: int,
+) -> list[Optional[Draws]]:
+    return [
+        draw(part, n_replicates, generator(seed, label))
+        for label, part in parts.items()
+    ]
 
 
 def _n_examples(parts: Iterable[Part]) -> Optional[int]:
@@ -288,9 +296,14 @@ class _Row:
     weights_P: np.ndarray
     of_none_right: float = 0.0
 
-    def value(self, parts: Iterable[Part]) -> float:
+    def estimate(
+        self,
+        parts: Iterable[Part],
+        draws: Sequence[Optional[Draws]],
+    ) -> Estimate:
         accuracies_P = np.array([part.accuracy for part in parts])
-        return float(self.weights_P @ accuracies_P) + self.of_none_right
+        value = float(self.weights_P @ accuracies_P) + self.of_none_right
+        return Estimate(value, interval(value, self.weights_P, draws))
 
 
 def _rows(

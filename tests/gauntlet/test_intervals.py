@@ -7,11 +7,13 @@ from scipy.stats import binom
 
 from foundry_upcycle.gauntlet.intervals import (
     N_REPLICATES,
+    Estimate,
     binomial_interval,
     draw,
     draw_difference,
     generator,
     interval,
+    relative_interval,
 )
 from foundry_upcycle.gauntlet.results import Part
 
@@ -231,3 +233,67 @@ def test_a_part_is_drawn_alike_everywhere():
     assert first == generator(1, 'copa/0-shot').random()
     assert first != generator(1, 'piqa/0-shot').random()
     assert first != generator(2, 'copa/0-shot').random()
+
+
+def relative_of(part: Part, base: Part) -> Optional[tuple[float, float]]:
+    return relative_interval(
+        Estimate(part.accuracy, interval_of(part)),
+        Estimate(base.accuracy, interval_of(base)),
+        difference_of(part, base),
+    )
+
+
+@pytest.mark.parametrize('kept', [True, False])
+def test_a_relative_change_is_the_bootstrap_of_the_ratio(kept: bool):
+    part, base = pair(150, 60, 30, 160, kept)
+    assert part.correct is None or base.correct is not None
+    right, base_right = (
+        np.repeat(of, (150, 60, 30, 160)) for of in ([1, 1, 0, 0], [1, 0, 1, 0])
+    )
+    rng = np.random.default_rng(0)
+    indices = rng.integers(400, size=(2, N_REPLICATES, 400))
+    # The same examples of both, or others of each.
+    drawn = right[indices[0]].mean(axis=1)
+    base_drawn = base_right[indices[0 if kept else 1]].mean(axis=1)
+    brute_force = np.quantile(drawn / base_drawn - 1, (0.025, 0.975))
+    assert relative_of(part, base) == pytest.approx(brute_force, abs=0.015)
+
+
+@pytest.mark.parametrize('lost', range(40, 80, 2))
+def test_a_relative_change_is_told_apart_where_the_difference_is(lost: int):
+    part, base = pair(100, 80, lost, 150)
+    found, difference = relative_of(part, base), difference_of(part, base)
+    assert found is not None
+    assert found[0] < (80 - lost) / (100 + lost) < found[1]
+    assert (found[0] > 1e-12) == (difference[0] > 1e-12)
+
+
+def test_relative_to_what_is_known_only_the_value_varies():
+    known = Estimate(0.2, (0.2, 0.2))
+    exact = Estimate(0.3, (0.3, 0.3))
+    # (0.3 -+ 0.04) / 0.2 - 1
+    found = relative_interval(exact, known, (0.1, 0.1), spread=0.04)
+    assert found == pytest.approx((0.3, 0.7))
+    # 0.25 / 0.2 - 1 and 0.36 / 0.2 - 1
+    other = Estimate(0.3, (0.25, 0.36))
+    found = relative_interval(other, known, (0.05, 0.16))
+    assert found == pytest.approx((0.25, 0.8))
+
+
+@pytest.mark.parametrize(
+    ('own', 'base', 'difference'),
+    [
+        ((0.1, 0.3), (0.0, 0.2), (0.0, 0.2)),  # May be no more than 0.
+        ((0.1, 0.3), (-0.01, 0.21), (0.0, 0.2)),
+        (None, (0.05, 0.15), (0.0, 0.2)),
+        ((0.1, 0.3), None, (0.0, 0.2)),
+        ((0.1, 0.3), (0.05, 0.15), None),
+    ],
+)
+def test_no_interval_relative_to_what_may_be_0(
+    own: Optional[tuple[float, float]],
+    base: Optional[tuple[float, float]],
+    difference: Optional[tuple[float, float]],
+):
+    value, start = Estimate(0.2, own), Estimate(0.1, base)
+    assert relative_interval(value, start, difference) is None

@@ -4,10 +4,12 @@ from typing import Optional, Sequence
 
 from foundry_upcycle.study.report.metrics import Mean
 
-__all__ = ['NONE', 'markdown_table', 'mean_cell', 'value_cell']
+__all__ = ['NONE', 'NO_NUMBER', 'markdown_table', 'mean_cell', 'value_cell']
 
 # Of what does not apply, or was not measured.
 NONE = '-'
+# Of what there is none of: an interval, or what is relative to nothing.
+NO_NUMBER = 'n/a'
 
 
 def value_cell(
@@ -25,7 +27,7 @@ def value_cell(
         note: Follows the interval.
     """
     if interval is None:
-        return f'{value:{form}} (n/a)'
+        return f'{value:{form}} ({NO_NUMBER})'
     low, high = interval
     return f'{value:{form}} ({low:{form}} to {high:{form}}{note})'
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Optional, Sequence
 
 from foundry_upcycle.gauntlet.gauntlets import Gauntlet
+from foundry_upcycle.gauntlet.intervals import ROUNDING, Ends
 from foundry_upcycle.gauntlet.results import ModelResults, Part
 from foundry_upcycle.gauntlet.scores import Scores, compare, score
 from foundry_upcycle.study.results import RunResult, StudyResults
@@ -17,8 +18,6 @@ _FINAL_LOSS = 'final_loss'
 _HELD_OUT = 'held_out/'
 _LOSS_UNIT = 'nats per token'
 _CORE = 'core_average'
-# Ends of intervals nearer to 0 are 0, but for rounding.
-_ROUNDING = 1e-12
 
 Verdict = Literal['better', 'worse', 'not told apart', 'no interval']
 
@@ -56,13 +55,13 @@ class Mean:
     Args:
         value: The mean.
         interval: Of 95 %, if there is one.
-        over: What the interval is over: ``seeds`` or ``examples``; empty where
-            there is none.
+        over: What the interval is over: ``seeds``, ``examples`` or ``seeds and
+            examples``; empty where there is none.
         n_seeds: How many seeds it is a mean of.
     """
 
     value: float
-    interval: Optional[tuple[float, float]]
+    interval: Optional[Ends]
     over: str
     n_seeds: int
 
@@ -71,7 +70,7 @@ class Mean:
         if self.interval is None:
             return 'no interval'
         low, high = self.interval
-        if low <= _ROUNDING and high >= -_ROUNDING:
+        if low <= ROUNDING and high >= -ROUNDING:
             return 'not told apart'
         return 'better' if (low > 0) == metric.higher_is_better else 'worse'
 
@@ -113,6 +112,7 @@ class Quality:
         title = average.replace('_', ' ').title()
         self.metric = Metric(average, title, '', higher_is_better=True)
         self._values: dict[str, float] = {}
+        self._intervals: dict[tuple[str, str], Optional[Ends]] = {}
 
     @classmethod
     def of(cls, study: StudyResults) -> Optional['Quality']:
@@ -155,21 +155,39 @@ class Quality:
         """Of all tasks, with intervals over examples."""
         return score(tasks, self.gauntlet)
 
-    def interval(self, tasks: ModelResults) -> Optional[tuple[float, float]]:
+    def interval(self, tasks: ModelResults) -> Optional[Ends]:
         """Of the average, over examples."""
         return self.scores(tasks).averages[self.metric.key].interval
 
     def interval_of_difference(
         self,
+        pairs: Sequence[tuple[RunResult, RunResult]],
+    ) -> Optional[Ends]:
+        """Over examples, by how much runs exceed others.
+
+        Of several pairs the mean of their intervals, which is as wide as if all
+        erred on the same examples: the cautious end. None where one has none.
+        """
+        intervals = [self._interval_of_difference(*pair) for pair in pairs]
+        known = [ends for ends in intervals if ends is not None]
+        if not known or len(known) < len(intervals):
+            return None
+        lows, highs = zip(*known)
+        return sum(lows) / len(lows), sum(highs) / len(highs)
+
+    def _interval_of_difference(
+        self,
         result: RunResult,
         base: RunResult,
-    ) -> Optional[tuple[float, float]]:
-        """Over examples, by how much a run exceeds another."""
+    ) -> Optional[Ends]:
         tasks, base_tasks = _answers_of(result), _answers_of(base)
         if tasks is None or base_tasks is None:
             return None
-        changes = compare(tasks, base_tasks, self.gauntlet).averages
-        return changes[self.metric.key].interval
+        names = result.run.name, base.run.name
+        if names not in self._intervals:
+            changes = compare(tasks, base_tasks, self.gauntlet).averages
+            self._intervals[names] = changes[self.metric.key].interval
+        return self._intervals[names]
 
 
 def _answers_of(result: RunResult) -> Optional[ModelResults]:

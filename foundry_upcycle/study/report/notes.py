@@ -76,6 +76,9 @@ def how_to_read(summary: Summary) -> str:
         'nothing else.',
         *_reading_intervals(summary),
         *_reading_quality(summary),
+        '- "n/a" in brackets: there is no interval, as there is one run (of a '
+        'dense start always), or the number of examples is not known. "-": '
+        'does not apply, or was not measured.',
         '- "Ahead for good": the difference of the means, interpolated '
         'linearly between fractions; of several crossings the last. Smaller '
         'FLOPs than the first point were not measured.',
@@ -106,8 +109,8 @@ def _reading_intervals(summary: Summary) -> Iterator[str]:
         )
     else:
         yield (
-            '- There is one seed, so losses have no interval: "n/a". Another '
-            'seed would give other figures, by how much is not known.'
+            '- There is one seed, so losses have no interval. Another seed '
+            'would give other figures, by how much is not known.'
         )
 
 
@@ -122,6 +125,14 @@ def _reading_quality(summary: Summary) -> Iterator[str]:
         'over the examples that tasks have, of one model; of tasks they '
         'are for the mean over seeds, as wide as for one seed. Intervals over '
         'seeds hold for these examples; the verdict has both.'
+    )
+    yield (
+        f'- "relative to dense start": the change in {title}, as a share of '
+        "the dense start's. Its interval is over the examples of both, in "
+        'pairs, and over seeds where there are several: it excludes 0 where '
+        'they tell a change from none. It is "n/a" where the dense start '
+        'scores 0 or less, which nothing can be relative to, and has no '
+        'interval where that may be by chance.'
     )
     if gauntlet.left_out:
         yield (

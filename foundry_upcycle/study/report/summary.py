@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Callable, Mapping, Optional
 
+from foundry_upcycle.gauntlet.intervals import Ends
 from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.grid import Place, Run
 from foundry_upcycle.study.report.metrics import (
@@ -182,26 +183,27 @@ class Summary:
             self._means[key] = self._difference(metric, point)
         return self._means[key]
 
-    def over_examples(self, point: Place) -> Optional[tuple[float, float]]:
-        """Of the difference of quality, what other examples would change.
+    def over_examples(
+        self,
+        point: Place,
+        base: Optional[Place] = None,
+    ) -> Optional[Ends]:
+        """Of a difference of quality, what other examples would change.
 
-        Of several seeds the mean of their intervals, which is as wide as if
-        all erred on the same examples: the cautious end.
+        Args:
+            point: What is compared.
+            base: A dense start, or the other arm's point; by default the
+                reference's at the same FLOPs.
         """
-        base = self._base(point)
+        base = base or self._base(point)
         if base is None or self.quality is None:
             return None
-        bases, results = self.results(base), self.results(point)
-        intervals = [
-            self.quality.interval_of_difference(results[seed], bases[seed])
-            for seed in results
-            if seed in bases
-        ]
-        known = [interval for interval in intervals if interval is not None]
-        if not known or len(known) < len(intervals):
-            return None
-        lows, highs = zip(*known)
-        return sum(lows) / len(lows), sum(highs) / len(highs)
+        bases = self.results(base)
+        return self.quality.interval_of_difference([
+            (result, bases[key])
+            for seed, result in self.results(point).items()
+            if (key := seed if base.arm else None) in bases
+        ])
 
     def _mean(self, metric: Metric, point: Place) -> Optional[Mean]:
         values = self._values(metric, point)
@@ -282,7 +284,7 @@ def _over_seeds(values: _BySeed, spread: Spread) -> Mean:
 
 def _over_examples(
     values: _BySeed,
-    interval: Optional[tuple[float, float]],
+    interval: Optional[Ends],
 ) -> Mean:
     (value, ) = values.values()
     return Mean(value, interval, 'examples' if interval else '', 1)

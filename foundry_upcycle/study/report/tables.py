@@ -1,18 +1,21 @@
 """The tables of what a study measured, as Markdown."""
 
-from dataclasses import replace
 from typing import Iterator, Optional, Sequence
 
-from foundry_upcycle.gauntlet.scores import relative_change
 from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.grid import Place, Run
 from foundry_upcycle.study.report.cells import (
+    NO_NUMBER,
     NONE,
     markdown_table,
     mean_cell,
     value_cell,
 )
-from foundry_upcycle.study.report.metrics import Mean, Quality, pool_answers
+from foundry_upcycle.study.report.metrics import Quality, pool_answers
+from foundry_upcycle.study.report.relative import (
+    quality_of_start,
+    relative_to_start,
+)
 from foundry_upcycle.study.report.serving import Serving, arm_costs
 from foundry_upcycle.study.report.summary import Summary
 
@@ -68,24 +71,15 @@ def _result_row(summary: Summary, point: Place) -> list[str]:
         *(mean_cell(summary.mean(metric, point)) for metric in summary.metrics),
     ]
     if summary.quality:
-        metric = summary.quality.metric
-        start = replace(point, arm=None, fraction=0.0)
-        means = summary.mean(metric, point), summary.mean(metric, start)
-        row.append(NONE if is_start else _relative(*means))
+        row.append(NONE if is_start else _relative(summary, point))
     return row
 
 
-def _relative(mean: Optional[Mean], start: Optional[Mean]) -> str:
-    if mean is None or start is None:
-        return NONE
-    if start.value <= 0:
-        return 'n/a'
-    low_high = mean.interval and (
-        relative_change(mean.interval[0], start.value),
-        relative_change(mean.interval[1], start.value),
-    )
-    change = relative_change(mean.value, start.value)
-    return value_cell(change, low_high, '+.1%')
+def _relative(summary: Summary, point: Place) -> str:
+    start = quality_of_start(summary, point)
+    if start is not None and start.value <= 0:
+        return NO_NUMBER
+    return mean_cell(relative_to_start(summary, point), '+.1%')
 
 
 def sweep_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What arms gain, against FLOPs: Figures 1 and 4 of the paper."""
 
 import math
-from typing import Optional, Sequence
+from typing import Iterator, Optional, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +18,11 @@ from foundry_upcycle.study.report.figures.look import (
     Scene,
     tidy,
 )
-from foundry_upcycle.study.report.metrics import Metric
+from foundry_upcycle.study.report.metrics import Mean, Metric
+from foundry_upcycle.study.report.relative import (
+    quality_of_start,
+    relative_to_start,
+)
 
 __all__ = ['draw_gains', 'draw_quality']
 
@@ -44,25 +48,64 @@ def draw_gains(scene: Scene) -> Optional[Drawing]:
     if not durations:
         return None
     metrics = scene.summary.metrics
-    shown = [metric for metric in metrics[::-1] if not metric.is_held_out]
+    of_durations = dict.fromkeys(metrics[::-1], durations)
+    quality = scene.summary.quality
+    if quality:
+        of_durations[quality.metric] = _with_start(scene, durations)
+    shown = [
+        metric for metric, of in of_durations.items()
+        if of and not metric.is_held_out
+    ]
     shown += [metric for metric in metrics if metric.is_held_out]
     figure, panels = _grid(len(shown), min(2, len(shown)))
     for axes, metric in zip(panels, shown, strict=True):
         is_quality = metric.higher_is_better
-        _Panel(axes, scene, metric, durations, is_quality).plot()
+        _Panel(axes, scene, metric, of_durations[metric], is_quality).plot()
         if is_quality:
             axes.axhline(0, color=DENSE, linewidth=1.2)
             axes.set_ylabel(f'{metric.title}, change\nfrom dense start (%)')
         else:
             axes.set_ylabel(f'{metric.title}\n({metric.unit})')
     _legend(figure, scene, durations)
+    caption = [
+        _caption(scene, durations),
+        'The training loss of the dense start is on other text, and not shown.',
+    ]
+    if quality:
+        caption += _relative_caption(scene, durations)
     return Drawing(
         f'gains_{scene.model.name}',
         f'{scene.model.name}: gains against FLOPs',
-        f'{_caption(scene, durations)} The training loss of the dense start is '
-        'on other text, and not shown.',
+        ' '.join(caption),
         figure,
     )
+
+
+def _with_start(scene: Scene, durations: Sequence[str]) -> tuple[str, ...]:
+    """Those whose dense start has a quality that others are relative to."""
+    starts = {
+        duration:
+        quality_of_start(scene.summary, Place(scene.model.name, duration))
+        for duration in durations
+    }
+    return tuple(name for name, of in starts.items() if of and of.value > 0)
+
+
+def _relative_caption(scene: Scene, durations: Sequence[str]) -> Iterator[str]:
+    shown = _with_start(scene, durations)
+    if shown:
+        yield (
+            'Bars of changes from the dense start are over the examples of '
+            'both as well.'
+        )
+    left_out = [duration for duration in durations if duration not in shown]
+    if left_out:
+        assert scene.summary.quality is not None  # Who asks has looked.
+        yield (
+            f'Left out: the change in {scene.summary.quality.metric.title} '
+            f"after {', '.join(left_out)}, as the dense start is not measured "
+            'or scores 0 or less, which nothing can be relative to.'
+        )
 
 
 def draw_quality(scene: Scene) -> Optional[Drawing]:
@@ -117,6 +160,7 @@ class _Panel:
         self.scene = scene
         self.metric = metric
         self.relative = relative
+        self.scale = 100 if relative else 1
         self.durations = durations
         self.paper = {
             name: duration
@@ -133,43 +177,33 @@ class _Panel:
         """Draws the arms, the dense starts, and the paper behind them."""
         for duration, paper in self.paper.items():
             self._plot_paper(duration, paper)
-        starts = {
-            duration: self._start(duration)
-            for duration in self.durations
-        }
         # The dense start's training loss is on other text.
-        if self.metric.is_held_out or self.metric.higher_is_better:
-            for duration, value in starts.items():
-                if not self.relative and not math.isnan(value):
-                    self._plot_start(duration, value)
+        has_starts = self.metric.is_held_out or self.metric.higher_is_better
+        if has_starts and not self.relative:
+            for duration in self.durations:
+                self._plot_start(duration)
         lines = [(arm, duration)
                  for duration in self.durations
                  for arm in self.scene.model.arms]
         step = min(_APART, _MOST_APART / len(lines)) * self.largest
         for index, (arm, duration) in enumerate(lines):
             apart = (index - (len(lines) - 1) / 2) * step
-            self._plot_arm(arm, duration, apart, starts[duration])
+            self._plot_arm(arm, duration, apart)
         self.axes.set_xlim(0, _MARGIN * self.largest)
 
-    def _start(self, duration: str) -> float:
-        place = Place(self.scene.model.name, duration)
-        mean = self.scene.summary.mean(self.metric, place)
-        return math.nan if mean is None else mean.value
+    def _mean(self, point: Place) -> Optional[Mean]:
+        if self.relative:
+            return relative_to_start(self.scene.summary, point)
+        return self.scene.summary.mean(self.metric, point)
 
-    def _plot_arm(
-        self,
-        arm: str,
-        duration: str,
-        apart: float,
-        start: float,
-    ) -> None:
+    def _plot_arm(self, arm: str, duration: str, apart: float) -> None:
         summary, look = self.scene.summary, self.scene.look
         rows = []
         for point in summary.points(self.scene.model, duration, arm):
-            mean = summary.mean(self.metric, point)
+            mean = self._mean(point)
             if mean:
                 ends = mean.interval or (math.nan, math.nan)
-                values = self._shown(start, mean.value, *ends)
+                values = np.array([mean.value, *ends]) * self.scale
                 rows.append([point.fraction + apart, *values])
         if rows:
             x, y, low, high = np.array(rows).T
@@ -183,9 +217,15 @@ class _Panel:
                 **look.style(arm, duration),
             )
 
-    def _plot_start(self, duration: str, value: float) -> None:
-        line = self.scene.look.lines[duration]
-        self.axes.axhline(value, color=DENSE, linewidth=1.2, linestyle=line)
+    def _plot_start(self, duration: str) -> None:
+        mean = self._mean(Place(self.scene.model.name, duration))
+        if mean:
+            self.axes.axhline(
+                mean.value,
+                color=DENSE,
+                linewidth=1.2,
+                linestyle=self.scene.look.lines[duration],
+            )
 
     def _plot_paper(self, duration: str, paper: PaperDuration) -> None:
         look = self.scene.look
@@ -195,9 +235,14 @@ class _Panel:
                 point.core_average if of_quality else point.final_loss
                 for point in points.values()
             ]
+            if self.relative:
+                values = [
+                    self.scale * relative_change(value, paper.dense_start)
+                    for value in values
+                ]
             self.axes.plot(
                 list(points),
-                self._shown(paper.dense_start, *values),
+                values,
                 **look.style(self.scene.paper_arm(arm), duration),
                 **BEHIND,
             )
@@ -208,11 +253,6 @@ class _Panel:
                 linestyle=look.lines[duration],
                 **_LINE_BEHIND,
             )
-
-    def _shown(self, start: float, *values: float) -> list[float]:
-        if not self.relative:
-            return list(values)
-        return [100 * relative_change(value, start) for value in values]
 
 
 def _grid(
