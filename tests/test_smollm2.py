@@ -11,9 +11,8 @@ import pytest
 import tiny_hf
 import torch
 from tiny_tasks import write_records
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from foundry_upcycle.checkpoints.huggingface.gguf import unpack_gguf
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
 from foundry_upcycle.conversion.export_hf import export_hf
@@ -41,9 +40,13 @@ TEXTS = (
 def folder(tmp_path_factory) -> Path:
     """The model imported, and as transformers has it."""
     folder = tmp_path_factory.mktemp('smollm2')
-    gguf = str(get_smollm2(folder))
-    unpack_gguf(gguf, str(folder / 'reference'))
-    import_hf(gguf, str(folder / 'dense'))
+    gguf = get_smollm2(folder)
+    AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=gguf.name,
+        torch_dtype=torch.float32,
+    ).save_pretrained(folder / 'reference')
+    import_hf(str(gguf), str(folder / 'dense'))
     return folder
 
 

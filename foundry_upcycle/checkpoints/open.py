@@ -8,6 +8,11 @@ that knows only the classes such a file needs.
 import os
 
 from foundry_upcycle.checkpoints.base import Checkpoint
+from foundry_upcycle.checkpoints.huggingface.gguf import GGUFReader
+from foundry_upcycle.checkpoints.huggingface.gguf_file import (
+    gguf_parts,
+    is_gguf,
+)
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
     is_huggingface_folder,
@@ -27,8 +32,8 @@ def open_checkpoint(path: str) -> Checkpoint:
     """Opens a local checkpoint.
 
     Args:
-        path: Composer's monolithic ``.pt`` file or sharded (DCP) folder, or a
-            Hugging Face folder with safetensors.
+        path: Composer's monolithic ``.pt`` file or sharded (DCP) folder, a
+            Hugging Face folder with safetensors, or a GGUF file.
 
     Raises:
         CheckpointError: It is missing, damaged, none of these formats, or
@@ -42,8 +47,7 @@ def open_checkpoint(path: str) -> Checkpoint:
             _refuse_other_folders(path)
             return ShardedReader(path)
         if os.path.isfile(path):
-            _refuse_gguf(path)
-            return MonolithicReader(path)
+            return (GGUFReader if is_gguf(path) else MonolithicReader)(path)
     except PermissionError as error:
         raise CheckpointError(
             path,
@@ -53,8 +57,8 @@ def open_checkpoint(path: str) -> Checkpoint:
     raise CheckpointError(
         path,
         'there is no such file or folder.',
-        'name a Composer checkpoint (.pt or sharded folder) or a Hugging Face '
-        'folder.',
+        'name a Composer checkpoint (.pt or sharded folder), a Hugging Face '
+        'folder or a GGUF file.',
     )
 
 
@@ -74,20 +78,10 @@ def _refuse_other_folders(path: str) -> None:
         )
 
 
-def _refuse_gguf(path: str) -> None:
-    with open(path, 'rb') as stream:
-        if stream.read(4) == b'GGUF':
-            raise CheckpointError(
-                path,
-                'it is a GGUF file.',
-                'import it first: foundry-upcycle import-hf.',
-            )
-
-
 def checkpoint_files(path: str) -> list[str]:
     """Names of a checkpoint's files, in its folder, that a conversion reads."""
     if is_huggingface_folder(path):
         return sorted(weight_files(path))
     if os.path.isdir(path):
         return ['.metadata', *sorted(shard_files(path))]
-    return [os.path.basename(path)]
+    return [os.path.basename(part) for part in gguf_parts(path)]

@@ -75,7 +75,7 @@ def import_hf(
         str,
         typer.Argument(
             help='Hugging Face folder with safetensors (Llama, Mistral, '
-            'Qwen2, Qwen3 or Gemma), or a GGUF file (Llama or Qwen2).',
+            'Qwen2, Qwen3 or Gemma), or a GGUF file (Llama, Qwen2 or Qwen3).',
         ),
     ],
     out: Annotated[
@@ -88,6 +88,17 @@ def import_hf(
         typer.Option(help='Of all weights.'),
     ] = 'float32',
     allow_overflow: _AllowOverflow = False,
+    tokenizer: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar='FOLDER',
+            help="Hugging Face folder of the tokenizer, in place of SOURCE's.",
+        ),
+    ] = None,
+    no_tokenizer: Annotated[
+        bool,
+        typer.Option('--no-tokenizer', help='Leave the tokenizer out.'),
+    ] = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Turns a Hugging Face model into a Composer checkpoint of the same MPT.
@@ -102,6 +113,8 @@ def import_hf(
             _dtype(dtype),
             overwrite,
             allow_overflow,
+            tokenizer,
+            not no_tokenizer,
         )
         typer.echo(f'wrote {out}: checkpoint.pt, model.yaml, hf/')
 
@@ -111,8 +124,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help='Dense checkpoint: Composer .pt file, sharded folder, or '
-            'Hugging Face folder.',
+            help='Dense checkpoint: Composer .pt file, sharded folder, '
+            'Hugging Face folder or GGUF file.',
         ),
     ],
     out: Annotated[str, typer.Argument(help='File or folder to make.')],

@@ -7,11 +7,15 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from foundry_upcycle.errors import CheckpointError
 
-__all__ = ['check_vocabulary', 'copy_companions']
+__all__ = [
+    'check_vocabulary',
+    'copy_companions',
+    'copy_configs',
+    'copy_tokenizer',
+]
 
-_FILES = (
-    'config.json',
-    'generation_config.json',
+_CONFIGS = ('config.json', 'generation_config.json')
+_TOKENIZER = (
     'tokenizer.json',
     'tokenizer.model',
     'tokenizer_config.json',
@@ -29,24 +33,40 @@ def copy_companions(source: str, folder: Path) -> None:
 
     What ``folder`` has already stays.
     """
-    for name in _FILES:
+    copy_configs(source, folder)
+    copy_tokenizer(source, folder)
+
+
+def copy_configs(source: str, folder: Path) -> None:
+    _copy(source, _CONFIGS, folder)
+
+
+def copy_tokenizer(source: str, folder: Path) -> None:
+    _copy(source, _TOKENIZER, folder)
+
+
+def _copy(source: str, names: tuple[str, ...], folder: Path) -> None:
+    for name in names:
         file = Path(source, name)
         if file.is_file() and not (folder / name).exists():
             shutil.copyfile(file, folder / name)
 
 
-def check_vocabulary(folder: str, vocab_size: int) -> None:
+def check_vocabulary(folder: str, vocab_size: int) -> dict[str, int]:
     """Checks that the model has a row for every token of a tokenizer.
 
     More rows than tokens are usual: sizes are padded. A folder without a
     tokenizer passes.
+
+    Returns:
+        The ids of the tokens.
 
     Raises:
         CheckpointError: The tokenizer has more tokens, or can't be loaded.
     """
     names = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
     if not any(Path(folder, name).is_file() for name in names):
-        return
+        return {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
@@ -60,7 +80,8 @@ def check_vocabulary(folder: str, vocab_size: int) -> None:
             f'its tokenizer could not be loaded ({error}).',
             'copy it again, or name a folder without one.',
         ) from error
-    largest = max(tokenizer.get_vocab().values())
+    vocabulary = tokenizer.get_vocab()
+    largest = max(vocabulary.values())
     if largest >= vocab_size:
         raise CheckpointError(
             folder,
@@ -68,3 +89,4 @@ def check_vocabulary(folder: str, vocab_size: int) -> None:
             f'of {vocab_size}.',
             'name the tokenizer that the model was trained with.',
         )
+    return vocabulary

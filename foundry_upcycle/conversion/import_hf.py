@@ -2,22 +2,29 @@
 
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Optional
 
 import torch
 import yaml
 
 from foundry_upcycle.checkpoints.base import dtype_name
-from foundry_upcycle.checkpoints.huggingface.gguf import unpack_gguf
+from foundry_upcycle.checkpoints.huggingface.gguf import GGUFReader
+from foundry_upcycle.checkpoints.huggingface.gguf_config import write_configs
+from foundry_upcycle.checkpoints.huggingface.gguf_tokenizer import (
+    check_tokenizer,
+    write_tokenizer,
+)
+from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
 from foundry_upcycle.checkpoints.huggingface.reader import HuggingFaceReader
 from foundry_upcycle.checkpoints.names import is_mixture
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.output import Progress
 from foundry_upcycle.conversion.companions import (
     check_vocabulary,
-    copy_companions,
+    copy_configs,
+    copy_tokenizer,
 )
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import check_output, n_bytes, save
@@ -42,6 +49,8 @@ def import_hf(
     dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
     allow_overflow: bool = False,
+    tokenizer: Optional[str] = None,
+    with_tokenizer: bool = True,
 ) -> None:
     """Writes a folder that an LLM Foundry run starts from.
 
@@ -57,23 +66,30 @@ def import_hf(
         overwrite: Whether ``out`` may exist.
         allow_overflow: Whether weights that are too large for ``dtype`` may
             become infinite.
+        tokenizer: Folder of the tokenizer, where it is not the source's.
+        with_tokenizer: Whether there is to be one.
 
     Raises:
         CheckpointError: The source can't be read, its tokenizer has more
-            tokens than the model, or ``out`` can't be written.
+            tokens than the model or is another's, or ``out`` can't be written.
         ConfigError: MPT can't express the model.
     """
     place = check_output(out, source, overwrite)
-    with _as_folder(source) as folder:
-        reader = HuggingFaceReader(folder)
-        reader.narrowing.allow_overflow = allow_overflow
-        reader.require_exact(dtype)
-        check_vocabulary(folder, reader.section['vocab_size'])
+    reader = _open(source)
+    reader.narrowing.allow_overflow = allow_overflow
+    reader.require_exact(dtype)
+    has_own = with_tokenizer and tokenizer is None
+    with _folder_of(reader, has_own) as folder:
+        tokens_from = (tokenizer or folder) if with_tokenizer else None
+        if tokens_from is not None:
+            _check_tokenizer(reader, tokens_from, is_own=has_own)
         sections = _sections(reader, f'{out}/hf')
 
         def write(path: Path, progress: Progress) -> None:
             (path / 'hf').mkdir(parents=True)
-            copy_companions(folder, path / 'hf')
+            copy_configs(folder, path / 'hf')
+            if tokens_from is not None:
+                copy_tokenizer(tokens_from, path / 'hf')
             (path / 'model.yaml').write_text(
                 _HEADER.format(source=source, out=out) +
                 yaml.safe_dump(sections, sort_keys=False),
@@ -83,13 +99,38 @@ def import_hf(
         settings = {
             'dtype': dtype_name(dtype),
             'allow_overflow': allow_overflow,
+            'tokenizer': tokenizer,
+            'with_tokenizer': with_tokenizer,
         }
         provenance = Provenance('import-hf', source, settings)
         save(place, write, n_bytes(reader, dtype), provenance, overwrite)
         reader.narrowing.warn_of_zeros()
 
 
-def _sections(reader: HuggingFaceReader, tokenizer: str) -> dict[str, Any]:
+def _open(source: str) -> HuggingFaceModel:
+    is_file = os.path.isfile(source)
+    return GGUFReader(source) if is_file else HuggingFaceReader(source)
+
+
+def _check_tokenizer(
+    reader: HuggingFaceModel,
+    folder: str,
+    is_own: bool,
+) -> None:
+    vocabulary = check_vocabulary(folder, reader.section['vocab_size'])
+    if is_own:
+        return
+    if not vocabulary:
+        raise CheckpointError(
+            folder,
+            'it has no tokenizer.',
+            'name a folder that has one, or leave it out by --no-tokenizer.',
+        )
+    if isinstance(reader, GGUFReader):
+        check_tokenizer(reader.file, folder, vocabulary)
+
+
+def _sections(reader: HuggingFaceModel, tokenizer: str) -> dict[str, Any]:
     model = reader.section
     name = 'upcycled_mpt' if is_mixture(reader.tensors) else 'mpt_causal_lm'
     return {
@@ -108,17 +149,30 @@ def _sections(reader: HuggingFaceReader, tokenizer: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _as_folder(source: str) -> Iterator[str]:
-    if not os.path.isfile(source):
-        yield source
+def _folder_of(
+    reader: HuggingFaceModel,
+    with_tokenizer: bool,
+) -> Iterator[str]:
+    """A Hugging Face folder with configs, and the tokenizer, of the model."""
+    if not isinstance(reader, GGUFReader):
+        yield reader.path
         return
-    with tempfile.TemporaryDirectory(prefix='gguf-') as folder:
+    with ExitStack() as stack:
         try:
-            unpack_gguf(source, folder)
-        except OSError as error:
+            temporary = tempfile.TemporaryDirectory(prefix='gguf-')
+            folder = stack.enter_context(temporary)
+            write_configs(reader.hf_config, Path(folder))
+            if with_tokenizer:
+                length = reader.section['max_seq_len']
+                write_tokenizer(reader.file, length, Path(folder))
+        except CheckpointError:
+            raise
+        # The library of tokenizers raises no OSError.
+        except Exception as error:
             raise CheckpointError(
-                folder,
-                f'{source} could not be unpacked there ({error}).',
-                'set TMPDIR to a folder with room for its float32 weights.',
+                reader.path,
+                f'its tokenizer and config could not be written to a temporary '
+                f'folder ({error}).',
+                'set TMPDIR to a folder with room.',
             ) from error
         yield folder

@@ -5,6 +5,7 @@ import os
 import torch
 
 from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
+from foundry_upcycle.checkpoints.huggingface.gguf_file import is_gguf
 from foundry_upcycle.checkpoints.huggingface.reader import (
     is_huggingface_folder,
     read_config,
@@ -53,7 +54,7 @@ def _format(path: str) -> str:
         return f'Hugging Face folder ({name}, safetensors)'
     if os.path.isdir(path):
         return 'Composer, sharded (DCP) folder'
-    return 'Composer, .pt file'
+    return 'GGUF file' if is_gguf(path) else 'Composer, .pt file'
 
 
 def _model(checkpoint: Checkpoint) -> str:

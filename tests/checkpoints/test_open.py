@@ -224,10 +224,10 @@ def test_other_folders_are_refused(tmp_path, name, message):
         open_checkpoint(str(tmp_path))
 
 
-def test_a_gguf_file_is_to_be_imported(tmp_path):
-    (tmp_path / 'model.gguf').write_bytes(b'GGUF and more')
-    with pytest.raises(CheckpointError, match='GGUF.*foundry-upcycle import'):
-        open_checkpoint(str(tmp_path / 'model.gguf'))
+def test_a_gguf_file_is_known_by_its_start(tmp_path):
+    (tmp_path / 'model.bin').write_bytes(b'GGUF and more')
+    with pytest.raises(CheckpointError, match='it is not a GGUF file, or dama'):
+        open_checkpoint(str(tmp_path / 'model.bin'))
 
 
 def test_a_file_that_shrinks_is_named(tmp_path):

@@ -1,16 +1,20 @@
 import json
+import resource
+import tempfile
 
 import pytest
+import tiny_gguf
 import tiny_hf
 import torch
 import yaml
-from transformers import GemmaConfig, GemmaForCausalLM
+from transformers import AutoTokenizer, GemmaConfig, GemmaForCausalLM
 
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
 from foundry_upcycle.conversion.export_hf import export_hf
 from foundry_upcycle.conversion.import_hf import import_hf
+from foundry_upcycle.conversion.inspect import describe
 from foundry_upcycle.conversion.manifest import hash_files, read_manifest
 from foundry_upcycle.errors import CheckpointError, ConfigError
 
@@ -143,20 +147,105 @@ def test_a_config_without_vocabulary_has_transformers_default(tmp_path):
     import_hf(str(source), str(tmp_path / 'out'))
 
 
-def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
-    source = tmp_path / 'model.gguf'
-    source.write_bytes(b'GGUF')
+@pytest.fixture(scope='module')
+def gguf_file(tmp_path_factory):
+    """A GGUF file, and its original in the folder `original`."""
+    folder = tmp_path_factory.mktemp('gguf')
+    model = tiny_gguf.write_gguf(folder / 'tiny.gguf', tied=False)
+    model.save_pretrained(folder / 'original')
+    return folder / 'tiny.gguf'
 
-    def unpack(*_):
-        raise OSError(28, 'No space left on device')
 
-    # A real full disk would have to be the one that TMPDIR is on.
-    monkeypatch.setattr(
-        'foundry_upcycle.conversion.import_hf.unpack_gguf',
-        unpack,
+def test_a_gguf_file_computes_the_same(tmp_path, gguf_file):
+    import_hf(str(gguf_file), str(tmp_path / 'out'))
+    model = tiny_hf.build_from_section(
+        tmp_path / 'out' / 'model.yaml',
+        tmp_path / 'out' / 'checkpoint.pt',
     )
-    with pytest.raises(CheckpointError, match='No space left.*set TMPDIR'):
-        import_hf(str(source), str(tmp_path / 'out'))
+    difference = tiny_hf.logits(
+        lambda ids: model({'input_ids': ids}),
+    ) - tiny_hf.logits(tiny_hf.load(gguf_file.parent / 'original'), )
+    assert difference.abs().max() <= 1e-5
+    assert AutoTokenizer.from_pretrained(tmp_path / 'out' / 'hf').vocab_size
+    manifest = read_manifest(tmp_path / 'out' / 'checkpoint.pt')
+    assert manifest is not None
+    assert [*manifest['source']['sha256']] == ['tiny.gguf']
+
+
+def test_a_gguf_file_need_not_be_imported(tmp_path, gguf_file):
+    outputs = []
+    for i, source in enumerate((gguf_file, gguf_file.parent / 'original')):
+        convert(UpcyclingConfig(str(source)), str(tmp_path / f'{i}.pt'), 'pt')
+        outputs.append((tmp_path / f'{i}.pt').read_bytes())
+    assert outputs[0] == outputs[1]
+    assert ('format', 'GGUF file') in describe(str(gguf_file))
+
+
+def test_a_tokenizer_by_its_folder(tmp_path, gguf_file):
+    import_hf(str(gguf_file), str(tmp_path / 'out'))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / 'out' / 'hf')
+    tokenizer.add_tokens(['<more>'])
+    tokenizer.save_pretrained(tmp_path / 'own')
+    source = tmp_path / 'other.gguf'
+    # Of a kind that is not read, and with room for the token.
+    tiny_gguf.write_gguf(
+        source,
+        sizes={'vocab_size': 272},
+        tokenizer__ggml__model='llama',
+    )
+    with pytest.raises(CheckpointError, match="kind 'llama'.* --tokenizer FOL"):
+        import_hf(str(source), str(tmp_path / 'llama'))
+    import_hf(
+        str(source),
+        str(tmp_path / 'llama'),
+        tokenizer=str(tmp_path / 'own'),
+    )
+    found = AutoTokenizer.from_pretrained(tmp_path / 'llama' / 'hf')
+    assert found.get_vocab() == tokenizer.get_vocab()
+    tiny_hf.save_tokenizer(tmp_path / 'foreign')
+    for folder, match in (
+        ('foreign', "'!' has the id .*, in this tokenizer None"),
+        ('empty', 'it has no tokenizer'),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match=match):
+            import_hf(
+                str(source),
+                str(tmp_path / 'never'),
+                tokenizer=str(tmp_path / folder),
+            )
+    assert not (tmp_path / 'never').exists()
+
+
+@pytest.mark.parametrize('kind', ['gguf', 'folder'])
+def test_without_a_tokenizer(tmp_path, gguf_file, kind: str):
+    if kind == 'folder':
+        tiny_hf.save_llama(tmp_path / 'llama')
+    source = gguf_file if kind == 'gguf' else tmp_path / 'llama'
+    import_hf(str(source), str(tmp_path / 'out'), with_tokenizer=False)
+    names = {path.name for path in (tmp_path / 'out' / 'hf').iterdir()}
+    assert names == {'config.json', 'generation_config.json'}
+
+
+@pytest.mark.parametrize('what', ['no such folder', 'full'])
+def test_a_full_temporary_folder_is_named(
+    tmp_path,
+    monkeypatch,
+    gguf_file,
+    what: str,
+):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'absent'))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if what == 'full':
+        # No disk is full; but no file gets long, and the error is the same.
+        (tmp_path / 'absent').mkdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match='could not be .* set TMPDIR'):
+            import_hf(str(gguf_file), str(tmp_path / 'out'))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_missing_source_is_refused(tmp_path):

@@ -24,6 +24,7 @@ __all__ = [
     'UNSUPPORTED',
     'accepted_activations',
     'get_architecture',
+    'missing_feature',
 ]
 
 # Hugging Face key -> MPT key, where the values are the same.
@@ -251,10 +252,15 @@ KINDS = {
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
+def missing_feature(model_type: Any) -> Optional[str]:
+    """What MPT lacks for a well-known architecture; None if it is not one."""
+    return _RELATIVES.get(str(model_type))
+
+
 def get_architecture(model_type: Any) -> Architecture:
     if str(model_type) in ARCHITECTURES:
         return ARCHITECTURES[model_type]
-    feature = _RELATIVES.get(str(model_type))
+    feature = missing_feature(model_type)
     raise ConfigError(
         'model_type',
         model_type,
