@@ -9,10 +9,8 @@ import os
 
 from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.huggingface.gguf import GGUFReader
-from foundry_upcycle.checkpoints.huggingface.gguf_file import (
-    gguf_parts,
-    is_gguf,
-)
+from foundry_upcycle.checkpoints.huggingface.gguf_container import is_gguf
+from foundry_upcycle.checkpoints.huggingface.gguf_file import gguf_parts
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
     is_huggingface_folder,

@@ -5,7 +5,7 @@ import os
 import torch
 
 from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
-from foundry_upcycle.checkpoints.huggingface.gguf_file import is_gguf
+from foundry_upcycle.checkpoints.huggingface.gguf_container import is_gguf
 from foundry_upcycle.checkpoints.huggingface.reader import (
     is_huggingface_folder,
     read_config,

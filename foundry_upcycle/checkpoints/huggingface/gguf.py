@@ -9,14 +9,14 @@ from foundry_upcycle.checkpoints.base import TensorInfo
 from foundry_upcycle.checkpoints.huggingface.gguf_config import (
     EMBEDDING,
     HEAD,
-    ROPE_FACTORS,
     read_hf_config,
 )
-from foundry_upcycle.checkpoints.huggingface.gguf_file import (
+from foundry_upcycle.checkpoints.huggingface.gguf_container import (
     GIVE_ORIGINAL,
     StoredTensor,
-    read_gguf,
 )
+from foundry_upcycle.checkpoints.huggingface.gguf_file import read_gguf
+from foundry_upcycle.checkpoints.huggingface.gguf_rope import ROPE_FACTORS
 from foundry_upcycle.checkpoints.huggingface.gguf_tensors import (
     check_readable,
     read_part,

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from foundry_upcycle.checkpoints.huggingface.gguf_file import (
+from foundry_upcycle.checkpoints.huggingface.gguf_container import (
     GIVE_ORIGINAL,
     StoredTensor,
     gguf_package,

@@ -69,10 +69,13 @@ class _Words(NamedTuple):
     adds_bos: bool = False
 
 
+_LLAMA3 = _Words(_LLAMA3_WORDS, keeps_known_words=True, adds_bos=True)
 _WORDS = {
     'gpt-2': _Words(),
     'smollm': _Words(splits_digits=True),
-    'llama-bpe': _Words(_LLAMA3_WORDS, keeps_known_words=True, adds_bos=True),
+    'llama-bpe': _LLAMA3,
+    'llama-v3': _LLAMA3,
+    'llama3': _LLAMA3,
     'qwen2': _Words(_LLAMA3_WORDS.replace('{1,3}', ''), normalises=True),
 }
 
@@ -88,7 +91,7 @@ def write_tokenizer(file: GGUFFile, max_length: int, folder: Path) -> None:
     Raises:
         CheckpointError: It is of another kind, or damaged.
     """
-    kind = file.require('tokenizer.ggml.model', 'a text')
+    kind = file.require('tokenizer.ggml.model', 'a text', _GIVE_TOKENIZER)
     if kind != 'gpt2':
         raise file.error(
             f'its tokenizer is of the kind {kind!r}; only byte-level BPE '
@@ -139,7 +142,7 @@ def check_tokenizer(
 
 
 def _token(file: GGUFFile, key: str) -> Optional[str]:
-    tokens = file.require(_TOKENS, 'a list of texts')
+    tokens = file.require(_TOKENS, 'a list of texts', _GIVE_TOKENIZER)
     token_id = file.get(f'tokenizer.ggml.{key}', 'a whole number')
     if token_id is None:
         return None
@@ -154,8 +157,8 @@ def _token(file: GGUFFile, key: str) -> Optional[str]:
 
 def _byte_level_bpe(file: GGUFFile, bos_token: Optional[str]) -> Tokenizer:
     words = _words(file)
-    tokens = file.require(_TOKENS, 'a list of texts')
-    kinds = file.require(_KINDS, 'a list of numbers')
+    tokens = file.require(_TOKENS, 'a list of texts', _GIVE_TOKENIZER)
+    kinds = file.require(_KINDS, 'a list of numbers', _GIVE_TOKENIZER)
     if len({*tokens}) != len(tokens) or len(kinds) != len(tokens):
         raise file.error(
             f'{_TOKENS} has {len(tokens)} tokens, {len({*tokens})} of them '
@@ -188,7 +191,7 @@ def _byte_level_bpe(file: GGUFFile, bos_token: Optional[str]) -> Tokenizer:
 
 
 def _words(file: GGUFFile) -> _Words:
-    name = file.require('tokenizer.ggml.pre', 'a text')
+    name = file.require('tokenizer.ggml.pre', 'a text', _GIVE_TOKENIZER)
     if name not in _WORDS:
         raise file.error(
             f'tokenizer.ggml.pre is {name!r}; known are {", ".join(_WORDS)}.',
@@ -203,7 +206,9 @@ def _words(file: GGUFFile) -> _Words:
 
 
 def _merging(file: GGUFFile, tokens: list[str], words: _Words) -> models.BPE:
-    merges = file.require('tokenizer.ggml.merges', 'a list of texts')
+    merges = file.require(
+        'tokenizer.ggml.merges', 'a list of texts', _GIVE_TOKENIZER
+    )
     try:
         return models.BPE(
             vocab={
