@@ -17,6 +17,7 @@ LAYERS = (
     'errors',
     'config',
     'files',
+    'markdown',
     'documents',
     'planning',
     'models',

@@ -15,7 +15,7 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-__all__ = ['COLORS', 'MARKERS', 'draw_scores', 'plot_scores']
+__all__ = ['COLORS', 'MARKERS', 'draw_scores', 'literal', 'plot_scores']
 
 # Okabe and Ito's palette, told apart under every colour blindness.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -61,6 +61,11 @@ def draw_scores(outcomes: Sequence[Outcome]) -> Figure:
     return figure
 
 
+def literal(text: str) -> str:
+    """Text of which Matplotlib takes no part for a formula."""
+    return text.replace('$', r'\$')
+
+
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     """Kind and name of what is shown, from top to bottom."""
     gauntlet = outcome.gauntlet
@@ -82,13 +87,13 @@ def _plot(axes: Axes, outcome: Outcome) -> None:
     axes.axhline(n_categories - 0.5, color='gray', linewidth=0.8)
     axes.set_yticks(
         range(len(rows)),
-        [name.replace('_', ' ') for _, name in rows],
+        [literal(name.replace('_', ' ')) for _, name in rows],
     )
     for tick, (kind, _) in zip(axes.get_yticklabels(), rows, strict=True):
         tick.set_fontweight('bold' if kind == 'averages' else 'normal')
     axes.set_ylim(len(rows) - 0.5, -0.5)
     warning = '' if outcome.of_same_tasks else ' (not on the same examples)'
-    axes.set_title(f'{outcome.gauntlet.name}{warning}')
+    axes.set_title(literal(f'{outcome.gauntlet.name}{warning}'))
     axes.set_xlabel('score: 0 is guessing, 1 all right (bars: 95 %)')
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis='x', alpha=0.3)
@@ -118,5 +123,5 @@ def _plot_model(
         marker=MARKERS[index % len(MARKERS)],
         color=COLORS[index % len(COLORS)],
         capsize=3,
-        label=scores.label,
+        label=literal(scores.label),
     )

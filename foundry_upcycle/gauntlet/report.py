@@ -8,6 +8,7 @@ from foundry_upcycle.gauntlet.gauntlets import Gauntlet
 from foundry_upcycle.gauntlet.intervals import N_REPLICATES
 from foundry_upcycle.gauntlet.results import ModelResults
 from foundry_upcycle.gauntlet.scores import Change, Comparison, Estimate, Scores
+from foundry_upcycle.markdown import bold, cells, code, plain
 
 __all__ = ['Outcome', 'render_report', 'shown_categories', 'to_json']
 
@@ -135,7 +136,7 @@ def render_report(
                 model.label,
                 _count(model.n_params),
                 _seconds(model),
-                f'`{model.source}`',
+                code(model.source),
             ] for model in models],
         ),
         *(block for outcome in outcomes for block in _outcome(outcome)),
@@ -179,7 +180,7 @@ _READING = '\n'.join([
 
 def _outcome(outcome: Outcome) -> Iterator[str]:
     gauntlet = outcome.gauntlet
-    yield f'## {gauntlet.name}'
+    yield f'## {plain(gauntlet.name)}'
     notes = list(_missing(outcome))
     if not outcome.of_same_tasks:
         notes.append(
@@ -189,14 +190,17 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
     if outcome.of_other_sizes:
         notes.append(
             '- In other numbers of examples or categories: '
-            f"{', '.join(outcome.of_other_sizes)}.",
+            f"{plain(', '.join(outcome.of_other_sizes))}.",
         )
     if notes:
         yield '\n'.join(notes)
     yield _score_table(outcome)
     for comparison in outcome.comparisons:
-        yield f'### {comparison.label} against {comparison.baseline}'
-        yield _basis(comparison)
+        yield (
+            f'### {plain(comparison.label)} against '
+            f'{plain(comparison.baseline)}'
+        )
+        yield plain(_basis(comparison))
         yield _change_table(gauntlet, comparison)
 
 
@@ -209,12 +213,13 @@ def _missing(outcome: Outcome) -> Iterator[str]:
         if missing:
             n_measured = len(group[0].tasks)
             measured = outcome.gauntlet.restricted(group[0].tasks)
-            yield (
-                f"- {', '.join(s.label for s in group)}: "
+            text = plain(
+                f"{', '.join(s.label for s in group)}: "
                 f"{', '.join(group[0].averages)} over {n_measured} of "
                 f'{n_measured + len(missing)} tasks: left out '
-                f'{measured.say_left_out()}'
+                f'{measured.say_left_out()}',
             )
+            yield f'- {text}'
 
 
 def _basis(comparison: Comparison) -> str:
@@ -234,7 +239,7 @@ def _rows(gauntlet: Gauntlet) -> Iterator[tuple[str, str, str]]:
     """What to show: its title, its kind and its name."""
     listed = set()
     for category in shown_categories(gauntlet):
-        yield f'**{category}**', 'categories', category
+        yield bold(category), 'categories', category
         for benchmark in gauntlet.categories[category]:
             if benchmark.label not in listed:
                 yield benchmark.label, 'accuracies', benchmark.label
@@ -243,7 +248,7 @@ def _rows(gauntlet: Gauntlet) -> Iterator[tuple[str, str, str]]:
         if benchmark.label not in listed:
             yield benchmark.label, 'accuracies', benchmark.label
     for average in gauntlet.averages:
-        yield f'**{average}**', 'averages', average
+        yield bold(average), 'averages', average
 
 
 def _score_table(outcome: Outcome) -> str:
@@ -336,9 +341,7 @@ def _sum_of_known(values: Iterable[Optional[float]]) -> Optional[float]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that also reads well as text: first column left, others right."""
-    head, *rows = [[cell.replace('|', r'\|')
-                    for cell in line]
-                   for line in (head, *rows)]
+    head, *rows = map(cells, (head, *rows))
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

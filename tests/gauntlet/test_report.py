@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 from matplotlib.container import ErrorbarContainer
+from rendered import ODD, TAGS, Rendered
 
 from foundry_upcycle.gauntlet.figure import draw_scores, plot_scores
 from foundry_upcycle.gauntlet.gauntlets import Benchmark, Gauntlet
@@ -192,6 +193,21 @@ def test_seconds():
         'copa/0-shot': None,
         'lambada/0-shot': None,
     }
+
+
+def test_names_are_text():
+    task = Benchmark(ODD, 0, 0.0)
+    categories = {f'{ODD} 1': (task, ), f'{ODD} 2': (task, COPA)}
+    gauntlet = Gauntlet(ODD, categories, {ODD: tuple(categories)})
+    first, second = (
+        _model(f'{ODD} {n}', {f'{ODD}/0-shot': 0.5}) for n in (3, 4)
+    )
+    outcome = _outcome(first, second, gauntlet=gauntlet)
+    found = Rendered(render_report([first, second], [outcome]))
+    assert set(found.tags) <= TAGS
+    for n in range(1, 5):
+        assert f'{ODD} {n}' in found.text
+    assert f'results/{ODD} 3.json' in found.text
 
 
 def test_labels_do_not_break_tables():

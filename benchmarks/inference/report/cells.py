@@ -1,16 +1,16 @@
 """Cells and tables, as Markdown."""
 
-import re
 from typing import Any, Optional, Sequence
 
 from benchmarks.inference.report.estimates import Estimate
+from benchmarks.inference.report.markdown import cells
 
 __all__ = [
     'NONE',
     'cell',
+    'end_of',
     'markdown_table',
     'per_cent',
-    'plain',
     'rate_name',
     'span',
 ]
@@ -54,13 +54,10 @@ def span(values: Sequence[float], form: str) -> str:
     return ' to '.join(ends)
 
 
-def plain(text: Any) -> str:
-    """Text from outside on one line, without meaning to Markdown."""
+def end_of(text: Any) -> str:
+    """Text from outside on one line: of a log, the end says what went wrong."""
     line = ' '.join(str(text).split())
-    if len(line) > _LONGEST:
-        # Of a log, the end says what went wrong.
-        line = f'... {line[-_LONGEST:]}'
-    return re.sub(r'([\\`*_\[\]<>|~#])', r'\\\1', line)
+    return line if len(line) <= _LONGEST else f'... {line[-_LONGEST:]}'
 
 
 def markdown_table(
@@ -72,11 +69,11 @@ def markdown_table(
 
     Args:
         head: Titles of the columns.
-        rows: The cells, as many as there are titles. A bar in one must be
-            escaped, as ``plain`` does.
+        rows: The cells, as many as there are titles. What is no ``Markup``
+            is text.
         n_left: How many columns are aligned to the left; others are to the
             right.
     """
     rule = ['---'] * n_left + ['---:'] * (len(head) - n_left)
-    lines = [list(head), rule, *(list(row) for row in rows)]
+    lines = [cells(head), rule, *map(cells, rows)]
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)

@@ -3,7 +3,7 @@
 from itertools import groupby
 from typing import Any, Callable, Iterable, Optional
 
-from benchmarks.inference.report.cells import NONE, markdown_table, plain, span
+from benchmarks.inference.report.cells import NONE, end_of, markdown_table, span
 from benchmarks.inference.report.records import Arm, Point
 from benchmarks.inference.report.summary import Summary
 
@@ -83,7 +83,7 @@ def _numbers(points: Iterable[Point], key: str) -> list[float]:
 def _words(points: Iterable[Point], take: Callable[[Point], Any]) -> str:
     """What points have, each once."""
     values = (take(point) for point in points)
-    found = {NONE if value is None else plain(value) for value in values}
+    found = {NONE if value is None else end_of(value) for value in values}
     return ', '.join(sorted(found))
 
 
@@ -110,7 +110,7 @@ def machine_table(summary: Summary) -> str:
     for point in summary.done:
         machines.setdefault(machine_key(point), []).append(point)
     rows = [[
-        *(NONE if value is None else plain(value)
+        *(NONE if value is None else end_of(value)
           for value in key),
         ', '.join(
             size

@@ -5,13 +5,14 @@ from typing import Any, Iterable, Iterator
 
 from benchmarks.inference.report.cells import (
     cell,
+    end_of,
     markdown_table,
     per_cent,
-    plain,
     rate_name,
     span,
 )
 from benchmarks.inference.report.engines import machine_key, prefix_cache_hits
+from benchmarks.inference.report.markdown import Markup, code, plain
 from benchmarks.inference.report.maximum import (
     PLATEAU,
     PLATEAU_BATCHES,
@@ -61,7 +62,7 @@ def warnings(summary: Summary) -> Iterator[str]:
         yield (
             '**Prompts were found in the prefix cache**, so these points are '
             'faster than they should be: '
-            f"{', '.join(f'`{point.id}`' for point in cached)}."
+            f"{', '.join(code(point.id) for point in cached)}."
         )
 
 
@@ -71,14 +72,16 @@ def not_done(summary: Summary) -> str:
     for point in summary.points:
         if point.status != 'done':
             name = f'{point.size}, {summary.name(point.size, point.arm)}'
-            key = point.status, name, plain(point.reason)
+            key = point.status, name, end_of(point.reason)
             groups.setdefault(key, []).append(point)
     rows = [[
         status,
         name,
-        '; '.join(
-            f'{rate_name(p.rate)}, run {p.run + 1} (`{p.id}`)'
-            for p in sorted(points, key=_place)
+        Markup(
+            '; '.join(
+                f'{rate_name(p.rate)}, run {p.run + 1} ({code(p.id)})'
+                for p in sorted(points, key=_place)
+            ),
         ) if status == 'failed' else f'{len(points)} points',
         reason,
     ]
@@ -101,10 +104,11 @@ def verdict(summary: Summary) -> Iterator[str]:
             if found.drop
         ]
         if not drops:
-            yield f'- {size}: no drop yet: it takes a maximum of both models.'
+            text = f'{size}: no drop yet: it takes a maximum of both models'
+            yield f'- {plain(text)}.'
             continue
         text = (
-            f'- {size}: drop of maximum throughput against the dense model: '
+            f'{size}: drop of maximum throughput against the dense model: '
             f"{', '.join(drops)}"
         )
         paper = paper_size(size)
@@ -115,7 +119,7 @@ def verdict(summary: Summary) -> Iterator[str]:
         ]
         if paper and theirs:
             text += f'. The paper ({paper.name}): {", ".join(theirs)}'
-        yield f'{text}.'
+        yield f'- {plain(text)}.'
 
 
 def disagreements(summary: Summary, size: str) -> Iterator[str]:
@@ -123,9 +127,10 @@ def disagreements(summary: Summary, size: str) -> Iterator[str]:
     for arm, found in find_maxima(summary, size).items():
         apart = found.disagreement
         if apart is not None and abs(apart) > _MOST_APART:
+            name = plain(summary.name(size, arm))
             at_once_more = (apart > 0) == (found.kind == PLATEAU)
             yield (
-                f'**The two measures of {summary.name(size, arm)} differ by '
+                f'**The two measures of {name} differ by '
                 f'{per_cent(abs(apart), 1)}**: with all requests at once it '
                 f"serves {'more' if at_once_more else 'less'} than at "
                 'saturated rates.'
@@ -141,7 +146,7 @@ def left_out(summary: Summary, size: str) -> str:
     ]
     return (
         '**Saturated points with too few requests**, which no maximum is made '
-        f"of: {', '.join(told)}. They have fewer than {PLATEAU_BATCHES} "
+        f"of: {plain(', '.join(told))}. They have fewer than {PLATEAU_BATCHES} "
         'requests for each of the most answers under way at once: ask for more '
         '`requests`.'
     ) if told else ''
@@ -160,9 +165,9 @@ def _workload_line(summary: Summary, size: str) -> str:
         p.config.get('routing') for p in points if not p.arm.is_dense
     )
     return (
-        f'- {size}: {len({point.run for point in points})} runs, '
-        f"{workload.get('input_tokens')} input and "
-        f"{workload.get('output_tokens')} output tokens a request, "
+        f'- {plain(size)}: {len({point.run for point in points})} runs, '
+        f"{plain(workload.get('input_tokens'))} input and "
+        f"{plain(workload.get('output_tokens'))} output tokens a request, "
         f"{span(n_requests, ',.0f')} requests a point; engine "
         f"{_code(point.config.get('engine') for point in points)}; routing of "
         f'mixtures {routings}.'
@@ -172,11 +177,17 @@ def _workload_line(summary: Summary, size: str) -> str:
 def _code(values: Iterable[Any]) -> str:
     """Settings as they are, where several differ all of them."""
     found = {json.dumps(value, sort_keys=True) for value in values}
-    return ' or '.join(f'`{value}`' for value in sorted(found)) or '-'
+    return ' or '.join(map(code, sorted(found))) or '-'
 
 
 def how_to_read(summary: Summary) -> str:
     """What is measured how, what intervals are over, what is left out."""
+    omitted = plain(
+        'Left out: networks, tokenizers and requests of different lengths; '
+        'what a text does to routing and drafting where weights or routing are '
+        f'simulated{summary.labelled}. Figures of one machine and engine '
+        'version say nothing of others.',
+    )
     return '\n'.join([
         '- Arrivals are open loop: requests are sent at random times (Poisson) '
         'at the offered rate, whether or not earlier ones are answered. Each '
@@ -211,8 +222,5 @@ def how_to_read(summary: Summary) -> str:
         'of the linearised ratio. "n/a": one run has none, nor has the share '
         'of a gap that is not told apart from none. With few runs they are '
         'wide, and rest on runs being about normally distributed.',
-        '- Left out: networks, tokenizers and requests of different lengths; '
-        'what a text does to routing and drafting where weights or routing are '
-        f'simulated{summary.labelled}. Figures of one machine and engine '
-        'version say nothing of others.',
+        f'- {omitted}',
     ])

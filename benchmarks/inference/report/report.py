@@ -8,6 +8,7 @@ from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.report.engines import engine_table, machine_table
 from benchmarks.inference.report.figures import Drawing, draw_figures, render
 from benchmarks.inference.report.html import to_html
+from benchmarks.inference.report.markdown import plain
 from benchmarks.inference.report.notes import (
     disagreements,
     how_to_read,
@@ -116,10 +117,11 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
 
 
 def _blocks(summary: Summary, drawings: Sequence[Drawing]) -> Iterator[str]:
-    yield (
-        f'# Serving study {summary.study}: dense models against mixtures of '
-        f'experts{summary.labelled}'
+    title = plain(
+        f'Serving study {summary.study}: dense models against mixtures of '
+        f'experts{summary.labelled}',
     )
+    yield f'# {title}'
     yield from warnings(summary)
     if summary.done:
         yield '\n'.join(verdict(summary))
@@ -131,11 +133,13 @@ def _blocks(summary: Summary, drawings: Sequence[Drawing]) -> Iterator[str]:
         yield '## Points that are not there'
         yield missing
     for drawing in drawings:
-        yield f'## {drawing.title}'
-        yield f'![{drawing.title}](figures/{drawing.name}.png)'
-        yield drawing.caption
+        title = plain(drawing.title)
+        yield f'## {title}'
+        yield f'![{title}](figures/{drawing.name}.png)'
+        yield plain(drawing.caption)
     for size in summary.sizes:
-        yield f'## {size}: tables{summary.labelled}'
+        title = plain(f'{size}: tables{summary.labelled}')
+        yield f'## {title}'
         yield from _tables(summary, size)
     yield '## How to read it'
     yield how_to_read(summary)
@@ -151,9 +155,10 @@ def _tables(summary: Summary, size: str) -> Iterator[str]:
         yield short
     for of, arm in too_noisy(summary):
         if of == size:
+            name = plain(summary.name(size, arm))
             yield (
-                f'The interval of {summary.name(size, arm)} reaches down to 0: '
-                '`serving.json` is without it.'
+                f'The interval of {name} reaches down to 0: `serving.json` is '
+                'without it.'
             )
     if paper_size(size):
         yield f'The paper: {PAPER}.'
@@ -189,7 +194,8 @@ def _percentiles(summary: Summary, size: str) -> Iterator[str]:
 def _variants(summary: Summary) -> Iterator[str]:
     table = variant_table(summary)
     if table:
-        yield f'## Variants: the gap to dense they close{summary.labelled}'
+        title = f'Variants: the gap to dense they close{summary.labelled}'
+        yield f'## {plain(title)}'
         yield (
             '(variant - base) / (dense - base): 0 % closes nothing, 100 % '
             'serves like the dense model without the variant. "lower K" is '

@@ -7,9 +7,9 @@ import numpy as np
 from benchmarks.inference.report.cells import (
     NONE,
     cell,
+    end_of,
     markdown_table,
     per_cent,
-    plain,
     rate_name,
 )
 from benchmarks.inference.report.estimates import Estimate, mean_of
@@ -231,7 +231,7 @@ def variant_table(summary: Summary) -> str:
     rows = [_gap_row(summary, gap) for gap in gaps]
     for (size, variant, reason), arms in skipped_variants(summary).items():
         names = ', '.join(summary.name(size, arm.base) for arm in arms)
-        why = f'skipped: {plain(reason)}'
+        why = f'skipped: {end_of(reason)}'
         rows.append([size, variant, names, *[NONE] * 4, why])
     head = [
         'size',

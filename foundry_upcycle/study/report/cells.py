@@ -2,6 +2,7 @@
 
 from typing import Optional, Sequence
 
+from foundry_upcycle.markdown import cells
 from foundry_upcycle.study.report.metrics import Mean
 
 __all__ = ['NONE', 'NO_NUMBER', 'markdown_table', 'mean_cell', 'value_cell']
@@ -49,13 +50,12 @@ def markdown_table(
 
     Args:
         head: Titles of the columns.
-        rows: The cells, as many as there are titles.
+        rows: The cells, as many as there are titles. What is no ``Markup``
+            is text.
         n_left: How many columns are aligned to the left; others are to the
             right.
     """
     rule = ['---'] * n_left + ['---:'] * (len(head) - n_left)
-    lines = [[cell.replace('|', r'\|')
-              for cell in row]
-             for row in (head, *rows)]
+    lines = [cells(row) for row in (head, *rows)]
     lines.insert(1, rule)
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,6 +5,7 @@ import os
 import platform
 from typing import Iterator
 
+from foundry_upcycle.markdown import code, plain
 from foundry_upcycle.study.grid import Grid, Run
 from foundry_upcycle.study.report.summary import Summary
 
@@ -38,7 +39,7 @@ def missing_runs(summary: Summary) -> Iterator[str]:
         ('evaluated', unevaluated),
     ):
         if names:
-            listed = ', '.join(f'`{name}`' for name in names)
+            listed = ', '.join(map(code, names))
             yield (
                 f'**Not all runs are there.** Not {what} to the end, and left '
                 f'out: {listed}.'
@@ -50,7 +51,7 @@ def missing_runs(summary: Summary) -> Iterator[str]:
         if best is None and study.results.keys() >= set(names):
             diverged += names
     if diverged:
-        listed = ', '.join(f'`{name}`' for name in diverged)
+        listed = ', '.join(map(code, diverged))
         yield (
             '**Runs diverged.** A loss of these is no number, and left out of '
             f'means: {listed}.'
@@ -117,10 +118,11 @@ def _reading_intervals(summary: Summary) -> Iterator[str]:
 def _reading_quality(summary: Summary) -> Iterator[str]:
     if summary.quality is None:
         return
-    gauntlet, title = summary.quality.gauntlet, summary.quality.metric.title
+    gauntlet = summary.quality.gauntlet
+    title = plain(summary.quality.metric.title)
     n_tasks = len(gauntlet.benchmarks)
     yield (
-        f'- {title} is of the gauntlet {gauntlet.name}: accuracies above '
+        f'- {title} is of the gauntlet {plain(gauntlet.name)}: accuracies above '
         'chance, 0 is guessing and 1 all right. "; examples" marks intervals '
         'over the examples that tasks have, of one model; of tasks they '
         'are for the mean over seeds, as wide as for one seed. Intervals over '
@@ -138,7 +140,7 @@ def _reading_quality(summary: Summary) -> Iterator[str]:
         yield (
             f'- {title} is over {n_tasks} of '
             f'{n_tasks + len(gauntlet.left_out)} tasks. Left out, as not all '
-            f'runs have them: {gauntlet.say_left_out()}'
+            f'runs have them: {plain(gauntlet.say_left_out())}'
         )
 
 

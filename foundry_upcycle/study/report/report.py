@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.markdown import plain
 from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.report.comparison import (
     break_even_table,
@@ -134,15 +135,17 @@ def _blocks(
     drawings: Sequence[Drawing],
     serving: Optional[Serving],
 ) -> Iterator[str]:
-    yield f'# Study {summary.grid.study.name}: continue training, or upcycle?'
+    study = plain(summary.grid.study.name)
+    yield f'# Study {study}: continue training, or upcycle?'
     yield from missing_runs(summary)
     yield write_verdict(summary)
     for drawing in drawings:
-        yield f'## {drawing.title}'
-        yield f'![{drawing.title}](figures/{drawing.name}.png)'
-        yield drawing.caption
+        title = plain(drawing.title)
+        yield f'## {title}'
+        yield f'![{title}](figures/{drawing.name}.png)'
+        yield plain(drawing.caption)
     for model in summary.models:
-        yield f'## {model.name}: tables'
+        yield f'## {plain(model.name)}: tables'
         yield from _tables(summary, model, serving)
     yield '## How to read it'
     yield how_to_read(summary)
@@ -164,7 +167,7 @@ def _tables(
     yield results
     differences = difference_table(summary, model)
     if differences:
-        reference = summary.reference(model)
+        reference = plain(summary.reference(model))
         yield f'### Differences from {reference} at equal FLOPs'
         yield differences
         yield f'### When is it ahead of {reference} for good?'
@@ -186,7 +189,7 @@ def _serving(
     model: ModelGrid,
     serving: Serving,
 ) -> Iterator[str]:
-    labels = f" ({', '.join(serving.labels)})" if serving.labels else ''
+    labels = f" ({plain(', '.join(serving.labels))})" if serving.labels else ''
     yield f'### Quality against serving cost{labels}'
     table = serving_table(summary, model, serving)
     if table:
@@ -194,8 +197,8 @@ def _serving(
     costs = arm_costs(summary, model, serving)
     left_out = [arm for arm, cost in costs.items() if cost is None]
     if left_out:
-        yield (
+        yield plain(
             f"Left out: {', '.join(left_out)}, as the serving results have no "
             f'model of size {model.name} with its experts and top-k, or no '
-            'dense one.'
+            'dense one.',
         )

@@ -2,6 +2,7 @@
 
 from typing import Iterator, Optional, Sequence
 
+from foundry_upcycle.markdown import bold, plain
 from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.grid import Place, Run
 from foundry_upcycle.study.report.cells import (
@@ -93,10 +94,11 @@ def sweep_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
             place = runs[0].place
             head = ['learning rate', 'final training loss', '']
             rows = [_sweep_row(summary, run) for run in runs]
-            yield (
+            title = plain(
                 f'{arm}, at {place.duration}, x{place.fraction:g}, seed '
-                f'{place.seed}:\n\n{markdown_table(head, rows)}'
+                f'{place.seed}:',
             )
+            yield f'{title}\n\n{markdown_table(head, rows)}'
 
 
 def _chosen(edge: Optional[str]) -> str:
@@ -132,7 +134,8 @@ def task_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
                 Place(model.name, duration, arm, fraction) for arm in model.arms
             ]
             table = _task_table(summary, summary.quality, points)
-            yield f'{duration}, x{fraction:g}:\n\n{table}'
+            title = plain(f'{duration}, x{fraction:g}:')
+            yield f'{title}\n\n{table}'
 
 
 def _task_table(
@@ -162,7 +165,7 @@ def _task_table(
         ])
     averages = [of.averages[quality.metric.key] for of in scores.values()]
     rows.append([
-        f'**{quality.metric.title}**',
+        bold(quality.metric.title),
         '',
         *(value_cell(one.value, one.interval, '.3f') for one in averages),
     ])
@@ -202,7 +205,7 @@ def seconds_table(summary: Summary) -> str:
     ] for result in results]
     known = [result.seconds for result in results if result.seconds is not None]
     rows.append([
-        '**total**',
+        bold('total'),
         f'{sum(result.run.n_steps for result in results):,}',
         f'{sum(result.run.flops for result in results):.3e}',
         f'{sum(known):,.0f}',

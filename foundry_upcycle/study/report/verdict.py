@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Iterator, Optional
 
+from foundry_upcycle.markdown import bold, plain
 from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.report.metrics import Mean, Metric
@@ -125,10 +126,10 @@ def _headline(arm: str, reference: str, verdicts: Counter[str]) -> str:
         f'{verdict} in {verdicts[verdict]}' for verdict in _ORDER
         if verdicts[verdict]
     ]
-    return (
-        f'**At the largest budget and equal FLOPs, {arm} against {reference} '
+    return bold(
+        f'At the largest budget and equal FLOPs, {arm} against {reference} '
         f'(continued pretraining), of {n_all} '
-        f"comparison{'' if n_all == 1 else 's'}: {', '.join(parts)}.**"
+        f"comparison{'' if n_all == 1 else 's'}: {', '.join(parts)}.",
     )
 
 
@@ -170,9 +171,11 @@ def _block(
     findings: list[_Finding],
 ) -> str:
     flops = summary.run(point).flops
+    compared = (
+        f'{point.model}, {point.duration}, x{point.fraction:g} of pretraining '
+        f'({flops:.3g} FLOPs each), {point.arm} against {reference}:'
+    )
     return '\n'.join([
-        f'- {point.model}, {point.duration}, x{point.fraction:g} of '
-        f'pretraining ({flops:.3g} FLOPs each), {point.arm} against '
-        f'{reference}:',
-        *(f'  - {finding}' for finding in findings),
+        f'- {plain(compared)}',
+        *(f'  - {plain(finding)}' for finding in findings),
     ])

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 import pytest
+from rendered import ODD, TAGS, Rendered
 from scipy import stats
 from study.report.synthetic import (
     GAUNTLET,
@@ -491,6 +492,38 @@ def test_arms_without_serving_results_are_named(tmp_path: Path):
         'small with its experts and top-k, or no dense one.'
     ) in text
     assert '| cpt | long | 0.4 | 1.00 (1.00 to 1.00) | 2.610 (' in text
+
+
+def test_names_are_text(tmp_path: Path):
+    grid = make_grid(
+        tmp_path,
+        durations={'__d__': '10000ba'},
+        fractions=(0.4, ),
+        seeds=(1, ),
+        arms=('cpt', '__up__'),
+        models=('__m__', ),
+        sweep=(5e-5, 1e-4),
+        texts=(f'{ODD} 1', ),
+        has_gauntlet=True,
+    )
+    grid = replace(grid, study=replace(grid.study, name=f'{ODD} 2'))
+    measured = Measured(2.0, {f'{ODD} 1': 2.0}, (0.2, 0.2))
+    serving = json.loads(json.dumps(SERVING).replace('small', '__m__'))
+    serving['labels'] = [f'{ODD} 3']
+    (tmp_path / 'serving.json').write_text(json.dumps(serving))
+    path = write_report(
+        make_results(grid, lambda run: measured),
+        tmp_path / 'out',
+        tmp_path / 'serving.json',
+    )
+    found = Rendered(path.read_text())
+    assert set(found.tags) <= TAGS
+    assert found.tags.count('img') == 4
+    for name in ('__d__', '__m__', '__up__', *(f'{ODD} {n}' for n in '123')):
+        assert name in found.text
+    page = path.with_suffix('.html').read_text()
+    assert page.count('<img src="data:image/svg+xml;base64,') == 4
+    assert page.count('<img') == 4
 
 
 def test_seconds(report: str):

@@ -100,7 +100,8 @@ class Look:
     @property
     def second_line(self) -> str:
         """The labels, on a line of their own; empty if there are none."""
-        labels = ', '.join(self.summary.labels)
+        # Matplotlib takes what is between two dollars for a formula.
+        labels = ', '.join(self.summary.labels).replace('$', r'\$')
         return f'\n({labels})' if labels else ''
 
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from foundry_upcycle.gauntlet.figure import literal
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.report.figures.look import (
     DENSE,
@@ -50,9 +51,9 @@ def draw_cost(scene: Scene, serving: Serving) -> Optional[Drawing]:
     tidy(axes)
     axes.margins(0.08)
     labels = f" ({', '.join(serving.labels)})" if serving.labels else ''
-    axes.set_title(f'{scene.model.name}{labels}')
+    axes.set_title(literal(f'{scene.model.name}{labels}'))
     axes.set_xlabel('cost of serving a token (dense model = 1)')
-    axes.set_ylabel(metric.label)
+    axes.set_ylabel(literal(metric.label))
     _legend(figure, scene, has_starts)
     return Drawing(
         f'serving_{scene.model.name}',

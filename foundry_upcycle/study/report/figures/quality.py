@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from foundry_upcycle.gauntlet.figure import literal
 from foundry_upcycle.gauntlet.scores import relative_change
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.paper import PaperDuration, paper_durations
@@ -63,9 +64,11 @@ def draw_gains(scene: Scene) -> Optional[Drawing]:
         _Panel(axes, scene, metric, of_durations[metric], is_quality).plot()
         if is_quality:
             axes.axhline(0, color=DENSE, linewidth=1.2)
-            axes.set_ylabel(f'{metric.title}, change\nfrom dense start (%)')
+            axes.set_ylabel(
+                literal(f'{metric.title}, change\nfrom dense start (%)')
+            )
         else:
-            axes.set_ylabel(f'{metric.title}\n({metric.unit})')
+            axes.set_ylabel(literal(f'{metric.title}\n({metric.unit})'))
     _legend(figure, scene, durations)
     caption = [
         _caption(scene, durations),
@@ -125,7 +128,7 @@ def draw_quality(scene: Scene) -> Optional[Drawing]:
     for axes, duration in zip(panels, durations, strict=True):
         _Panel(axes, scene, quality.metric, (duration, )).plot()
         axes.set_title(f'pretraining: {duration}')
-    panels[0].set_ylabel(quality.metric.title)
+    panels[0].set_ylabel(literal(quality.metric.title))
     _legend(figure, scene, durations)
     return Drawing(
         f'quality_{scene.model.name}',

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from rendered import ODD, TAGS, Rendered
 from serving_study import (
     CPU,
     GPU,
@@ -18,7 +19,7 @@ from serving_study import (
 )
 
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.report.cells import markdown_table, plain, span
+from benchmarks.inference.report.cells import end_of, markdown_table, span
 from benchmarks.inference.report.figures import draw_figures
 from benchmarks.inference.report.html import to_html
 from benchmarks.inference.report.report import write_report
@@ -556,10 +557,35 @@ def test_an_incomplete_study_leaves_the_earlier_report(tmp_path: Path):
     assert files(tmp_path / 'report') == before
 
 
-def test_text_from_outside_means_nothing_to_markdown():
-    assert plain('a|b\n *c* <d>') == r'a\|b \*c\* \<d\>'
-    long = plain('x' * 500)
-    assert long == f"... {'x' * 300}"
+def test_names_are_text(tmp_path: Path):
+    odd = {
+        'labels': [f'{ODD} 1'],
+        'machine': CPU | {
+            'cpu': f'{ODD} 2'
+        },
+        'engine': {
+            'moe_kernel': f'{ODD} 3'
+        },
+        'config': {
+            'study': f'{ODD} 4',
+            'routing': f'{ODD} 5'
+        },
+        'size': '__s__',
+    }
+    for experts in (1, 8):
+        write_point(tmp_path, experts, min(experts, 2), rate=None, **odd)
+    reason = {'status': 'failed', 'reason': f'{ODD} 6'}
+    write_point(tmp_path, 8, 2, run=1, **odd | reason)
+    found = Rendered(report(tmp_path))
+    assert set(found.tags) <= TAGS
+    for n in range(1, 7):
+        assert f'{ODD} {n}' in found.text
+    assert '__s__: tables' in found.text
+
+
+def test_the_end_of_a_log_is_told():
+    assert end_of('a\n b') == 'a b'
+    assert end_of('x' * 500) == f"... {'x' * 300}"
 
 
 def test_cells_by_hand():
