@@ -47,6 +47,9 @@ _WHOLE = (
 )
 _WHOLE_OF_FFN = ('ffn_hidden_size', 'moe_num_experts', 'moe_top_k')
 
+# What a block may override of attn_config that no count depends on.
+_FREE_OVERRIDES = {'attn_temperature_tuning', 'nope', 'sliding_window_size'}
+
 _RMS_NORMS = ('rmsnorm', 'low_precision_rmsnorm', 'triton_rmsnorm')
 _LAYER_NORMS = ('layernorm', 'low_precision_layernorm')
 
@@ -63,7 +66,8 @@ class ModelShape:
         tie_word_embeddings: Whether input and output embedding are one matrix.
         n_position_params: Parameters of a learned position embedding, else 0.
         n_norm_params: Parameters of one norm.
-        n_attn_params: Parameters of one attention layer, biases included.
+        n_attn_params: Parameters of one attention layer, biases and norms of
+            queries and keys included.
         n_expert_params: Parameters of one expert; of the whole feed-forward
             layer where it is dense.
         n_router_params: Parameters of one router, 0 in a dense model.
@@ -113,10 +117,7 @@ class ModelShape:
             tie_word_embeddings=model.get('tie_word_embeddings', True),
             n_position_params=model.get('max_seq_len', 2048) *
             d_model if learned_pos_emb and not rope_or_alibi else 0,
-            n_norm_params=d_model * _norm_vectors(
-                model.get('norm_type', 'low_precision_layernorm'),
-                no_bias,
-            ),
+            n_norm_params=d_model * _norm_vectors(model, 'model', no_bias),
             n_attn_params=_attention_params(model, attn, d_model, no_bias),
             **_ffn_sizes(model, d_model, no_bias),
         )
@@ -236,19 +237,32 @@ def _refuse_uncounted(
             'its parameters are not counted here.',
             f"count those of {' or '.join(_MODELS)}.",
         )
-    for section, prefix, keys in (
-        (model, 'model', ('block_overrides', )),
-        (attn, 'model.attn_config', ('qk_ln', 'qk_gn', 'kv_dim')),
-    ):
-        for key in keys:
-            if section.get(key):
-                raise ConfigError(
-                    f'{prefix}.{key}',
-                    section[key],
-                    'its parameters are not counted here.',
-                    'remove it, or build the model and read its '
-                    'n_total_params and n_active_params.',
-                )
+    overrides = model.get('block_overrides')
+    uncounted = {
+        'attn_config.kv_dim': attn.get('kv_dim'),
+        'block_overrides': not _leave_parameters(overrides) and overrides,
+    }
+    for key, value in uncounted.items():
+        if value:
+            raise ConfigError(
+                f'model.{key}',
+                value,
+                'its parameters are not counted here.',
+                'remove it, or build the model and read its '
+                'n_total_params and n_active_params.',
+            )
+
+
+def _leave_parameters(block_overrides: Any) -> bool:
+    """Whether what some blocks override adds and takes away no parameters."""
+    try:
+        return all(
+            override.keys() <= {'attn_config'}
+            and override['attn_config'].keys() <= _FREE_OVERRIDES
+            for override in block_overrides['overrides'].values()
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _lookup(table: Mapping[str, Any], key: str, value: Any) -> Any:
@@ -262,13 +276,29 @@ def _lookup(table: Mapping[str, Any], key: str, value: Any) -> Any:
     return table[value]
 
 
-def _norm_vectors(norm_type: Any, no_bias: bool) -> int:
+def _norm_vectors(
+    section: Mapping[str, Any],
+    prefix: str,
+    no_bias: bool,
+) -> int:
     # Foundry's no_bias strips the bias from norms as well.
     vectors = dict.fromkeys(_RMS_NORMS, 1)
     vectors.update(dict.fromkeys(_LAYER_NORMS, 1 if no_bias else 2))
+    norm_type = section.get('norm_type', 'low_precision_layernorm')
     if isinstance(norm_type, str):
         norm_type = norm_type.lower()
-    return _lookup(vectors, 'model.norm_type', norm_type)
+    return _lookup(vectors, f'{prefix}.norm_type', norm_type)
+
+
+def _normalized_channels(
+    attn: Mapping[str, Any],
+    head_dim: int,
+    n_heads: int,
+) -> int:
+    """Channels that norms of queries and keys have a weight for."""
+    if attn.get('qk_ln'):
+        return n_heads * head_dim
+    return 2 * head_dim if attn.get('qk_gn') else 0
 
 
 def _attention_params(
@@ -277,7 +307,7 @@ def _attention_params(
     d_model: int,
     no_bias: bool,
 ) -> int:
-    """Wqkv and out_proj; ``fused_qkv`` splits the same parameters in three."""
+    """Wqkv, out_proj and norms; ``fused_qkv`` splits the same in three."""
     n_heads = model.get('n_heads', 16)
     kv_n_heads = _lookup(
         {
@@ -300,8 +330,14 @@ def _attention_params(
     attention_bias = model.get('attention_bias')
     if attention_bias is None:
         attention_bias = not no_bias
+    channels = _normalized_channels(attn, head_dim, n_heads + kv_n_heads)
+    norms = channels and channels * _norm_vectors(
+        attn,
+        'model.attn_config',
+        no_bias,
+    )
     return (
-        d_model * qkv_dim + n_heads * head_dim * d_model +
+        d_model * qkv_dim + n_heads * head_dim * d_model + norms +
         (qkv_dim if attention_bias else 0) + (0 if no_bias else d_model)
     )
 

@@ -108,6 +108,20 @@ def test_flops_reproduce_the_papers_token_pairs(size: str):
 @pytest.mark.parametrize(
     'config',
     [
+        {
+            'attn_config': {
+                **tiny.DENSE['attn_config'],
+                'qk_gn': True,
+                'norm_type': 'rmsnorm',
+            },
+        },
+        {
+            'no_bias': False,
+            'attn_config': {
+                **tiny.DENSE['attn_config'],
+                'qk_ln': True,
+            },
+        },
         {},
         {
             'tie_word_embeddings': True,
@@ -155,6 +169,8 @@ def test_flops_reproduce_the_papers_token_pairs(size: str):
         },
     ],
     ids=[
+        'query_key_norm',
+        'query_key_norm_of_all_heads',
         'dense',
         'tied',
         'bias',
@@ -169,6 +185,29 @@ def test_flops_reproduce_the_papers_token_pairs(size: str):
 def test_formula_equals_built_model(config: dict[str, Any]):
     config = tiny.dense_config(**config, init_device='meta')
     assert_agrees(ModelShape.from_config(config), build(config), tiny.SEQ)
+
+
+def test_blocks_without_rope_count_as_the_others():
+    config = tiny.dense_config(init_device='meta', learned_pos_emb=False)
+    shape = ModelShape.from_config(config)
+    config['block_overrides'] = {
+        'order': [{
+            'name': 'no_rope',
+            'repeat': 3,
+        }],
+        'overrides': {
+            'no_rope': {
+                'attn_config': {
+                    'nope': True,
+                },
+            },
+        },
+    }
+    assert ModelShape.from_config(config) == shape
+    # Foundry counts no FLOPs then.
+    model = build(config)
+    assert shape.n_total_params == model.n_total_params
+    assert shape.n_active_params == model.n_active_params
 
 
 @pytest.mark.parametrize('moe_layers', [None, [1], [2, 0], [0, 1, 2]])
@@ -305,10 +344,28 @@ def test_flops_against_torchs_counter(name: str, config: dict[str, Any]):
             },
         }, 'model.block_overrides={.*Fix: remove it, or build the model'),
         ({
-            'attn_config': {
-                'qk_gn': True
+            'block_overrides': {
+                'order': [],
+                'overrides': {
+                    'x': {
+                        'attn_config': {
+                            'reuse_kv_layer_idx': -1
+                        },
+                    },
+                },
             },
-        }, 'model.attn_config.qk_gn=True: .*Fix: remove it'),
+        }, 'model.block_overrides={.*reuse_kv.*Fix: remove it'),
+        ({
+            'attn_config': {
+                'kv_dim': 8
+            },
+        }, 'model.attn_config.kv_dim=8: .*Fix: remove it'),
+        ({
+            'attn_config': {
+                'qk_gn': True,
+                'norm_type': 'batchnorm'
+            },
+        }, "model.attn_config.norm_type='batchnorm': .*Fix: .*'rmsnorm'"),
         ({
             'attn_config': {
                 'attn_type': 'grouped_query_attention'
