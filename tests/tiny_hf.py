@@ -9,9 +9,10 @@ from composer.models import ComposerModel
 from llmfoundry.utils.builders import build_composer_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -31,22 +32,30 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def build_llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+def build(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model, its norms away from 1."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **changes})).eval()
+    config = AutoConfig.for_model(model_type, **{**LLAMA, **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
 
-def save_llama(folder: Any, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
-    """Saves a random model and a tokenizer of its vocabulary."""
-    model = build_llama(seed, **changes)
+def build_llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    return build('llama', seed, **changes)
+
+
+def save(folder: Any, model: PreTrainedModel) -> PreTrainedModel:
+    """Saves a model and a tokenizer of its vocabulary."""
     model.save_pretrained(folder)
     save_tokenizer(folder, model.config.vocab_size)
     return model
+
+
+def save_llama(folder: Any, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    return save(folder, build_llama(seed, **changes))
 
 
 def save_tokenizer(folder: Any, vocab_size: int = VOCAB) -> None:

@@ -2,8 +2,8 @@
 
 import abc
 import warnings
-from functools import cached_property
-from typing import Any, Iterator, Mapping, NamedTuple
+from functools import cached_property, reduce
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ __all__ = [
     'FLOAT_DTYPES',
     'Checkpoint',
     'TensorInfo',
+    'common_dtype',
     'dtype_name',
     'flatten',
     'nest',
@@ -97,6 +98,11 @@ class Checkpoint(abc.ABC):
         step = max(1, _BLOCK_BYTES // max(1, row_bytes))
         for first in range(start, stop, step):
             yield self.read(name, 0, first, min(stop, first + step))
+
+
+def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The smallest that holds the values of all."""
+    return reduce(torch.promote_types, dtypes)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

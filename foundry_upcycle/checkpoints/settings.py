@@ -6,14 +6,18 @@ from typing import Any, Mapping, Optional
 
 from llmfoundry.models.layers.ffn import resolve_ffn_hidden_size
 from llmfoundry.models.mpt.configuration_mpt import MPTConfig
+from llmfoundry.models.mpt.modeling_mpt import MPTModel
 
 from foundry_upcycle.checkpoints.base import Checkpoint, flatten, nest
 from foundry_upcycle.config import partial_moe_layers
-from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 from foundry_upcycle.models.upcycled_mpt import MOE_FFN_TYPES
 
-__all__ = ['complete', 'require_mpt']
+__all__ = ['NO_ROPE', 'complete', 'require_mpt']
+
+# What a block without rope overrides, beside blocks that have it.
+NO_ROPE = {'attn_config.nope': True}
 
 # Mappings that count as one value.
 _WHOLE = ('attn_config.rope_hf_config', 'ffn_config.ffn_act_fn')
@@ -27,17 +31,18 @@ def complete(mpt_config: Mapping[str, Any]) -> dict[str, Any]:
     become one: ``low_precision_rmsnorm`` and ``rmsnorm``, multi-head attention
     and grouped queries with all heads, no softmax scale and the default one,
     the three mixtures of experts, ``moe_layers`` that lists all blocks and
-    none.
+    none. ``block_overrides`` becomes a list of what each block overrides, keys
+    joined by dots, or None where none does.
 
     Args:
         mpt_config: Nested settings.
 
     Raises:
-        ConfigError: ``ffn_config.moe_layers`` can't be used.
+        ConfigError: ``ffn_config.moe_layers`` or ``block_overrides`` can't be
+            used.
     """
     given = flatten(mpt_config)
     mpt = {**flatten(MPTConfig().to_dict()), **given}
-    mpt['block_overrides'] = mpt_config.get('block_overrides')
     if given.get('attention_bias') is None:
         mpt['attention_bias'] = not mpt['no_bias']
     if mpt['attn_config.rope']:
@@ -57,7 +62,10 @@ def complete(mpt_config: Mapping[str, Any]) -> dict[str, Any]:
             'type': 'no_scaling',
             'factor': 1.0
         }
-    return mpt | _attention(mpt) | _ffn(mpt)
+    mpt |= _attention(mpt) | _ffn(mpt)
+    _take_below(mpt, 'block_overrides')
+    mpt['block_overrides'] = _overrides(mpt_config.get('block_overrides'), mpt)
+    return mpt
 
 
 def require_mpt(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -137,6 +145,39 @@ def _ffn(mpt: Mapping[str, Any]) -> dict[str, Any]:
     if ffn_type in MOE_FFN_TYPES:
         ffn['ffn_config.ffn_type'] = 'upcycled_dmoe'
     return ffn
+
+
+def _overrides(
+    given: Any,
+    mpt: Mapping[str, Any],
+) -> Optional[list[dict[str, Any]]]:
+    """What each block overrides; a value that all blocks have overrides none.
+
+    Raises:
+        ConfigError: Its order is not one of all blocks.
+    """
+    if given is None:
+        return None
+    try:
+        named = {'default': {}, **given['overrides']}
+        order = MPTModel._get_modules_order_expanded(given['order'])
+        blocks = [flatten(named[i]) for i in order * given.get('repeat', 1)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        blocks = []
+    if len(blocks) != mpt['n_layers']:
+        raise ConfigError(
+            'model.block_overrides',
+            given,
+            f'it does not say what each of {mpt["n_layers"]} blocks overrides.',
+            'repair its order and overrides, or remove it.',
+        )
+    each = [{
+        k: v
+        for k, v in block.items()
+        if mpt.get(k) != v
+    }
+            for block in blocks]
+    return each if any(each) else None
 
 
 def _section(mpt: Mapping[str, Any]) -> dict[str, Any]:

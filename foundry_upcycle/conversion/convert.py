@@ -10,6 +10,7 @@ from foundry_upcycle.checkpoints.base import (
     flatten,
     nest,
 )
+from foundry_upcycle.checkpoints.empty import parameter_shapes
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
     is_huggingface_folder,
@@ -29,7 +30,6 @@ from foundry_upcycle.config import (
 from foundry_upcycle.conversion.export_hf import huggingface_writer
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import Writer, n_bytes, save
-from foundry_upcycle.conversion.streamed import parameter_shapes
 from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 

@@ -8,6 +8,7 @@ import torch
 from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
 from foundry_upcycle.checkpoints.huggingface.architectures import TOKEN_IDS
 from foundry_upcycle.checkpoints.huggingface.export import ExportedCheckpoint
+from foundry_upcycle.checkpoints.huggingface.own import MPT
 from foundry_upcycle.checkpoints.huggingface.reader import read_config
 from foundry_upcycle.checkpoints.names import is_mixture
 from foundry_upcycle.checkpoints.open import open_checkpoint
@@ -71,10 +72,12 @@ def huggingface_writer(
 ) -> Writer:
     """What writes ``checkpoint`` as a Hugging Face folder."""
     likes = read_config(like) if like else {}
-    # A mixture takes another architecture than its dense parent's.
+    # A mixture takes another architecture than its dense parent's, and MPT's
+    # own is what is left behind.
     is_dense = not is_mixture(checkpoint.tensors)
     model_type = likes.get('model_type') if is_dense else None
-    view = ExportedCheckpoint(checkpoint, model_type)
+    model_type = None if model_type == MPT else model_type
+    view = ExportedCheckpoint(checkpoint, model_type, likes)
     config: dict[str, Any] = dict(view.config)
     config.update({key: likes.get(key) for key in TOKEN_IDS})
     if dtype is not None:

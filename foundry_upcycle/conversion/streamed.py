@@ -1,17 +1,14 @@
 """Logits of a checkpoint of any size: one block in memory at a time."""
 
-import warnings
 from typing import Any, Callable, Mapping
 
 import torch
-from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
-from llmfoundry.models.utils import init_empty_weights
-from transformers.utils import logging
+from llmfoundry.models.mpt import MPTForCausalLM
 
-from foundry_upcycle.checkpoints.base import Checkpoint, nest
-from foundry_upcycle.models.upcycled_mpt import UpcycledMPTForCausalLM
+from foundry_upcycle.checkpoints.base import Checkpoint
+from foundry_upcycle.checkpoints.empty import empty_model
 
-__all__ = ['parameter_shapes', 'streamed_logits']
+__all__ = ['streamed_logits']
 
 
 @torch.inference_mode()
@@ -31,58 +28,13 @@ def streamed_logits(
     Returns:
         Logits (B, T, V) in float32.
     """
-    model = _empty_model(checkpoint.model_config).eval()
+    model = empty_model(checkpoint.model_config).eval()
     for name, module in _units(model):
         unload = _load_when_it_runs(module, name, checkpoint, stored_as)
         # A tied embedding is needed again at the end.
         if model.lm_head is not None or module is not model.transformer.wte:
             module.register_forward_hook(unload)
     return model(input_ids_BT).logits
-
-
-def parameter_shapes(
-    model_config: Mapping[str, Any],
-) -> dict[str, tuple[int, ...]]:
-    """Every parameter of a model and its shape, as checkpoints name them.
-
-    Args:
-        model_config: Of a dense or upcycled MPT, keys joined by dots.
-    """
-    return {
-        f'model.{name}': tuple(parameter.shape)
-        for name, parameter in _empty_model(model_config).named_parameters()
-    }
-
-
-def _empty_model(model_config: Mapping[str, Any]) -> UpcycledMPTForCausalLM:
-    verbosity = logging.get_verbosity()
-    # Of how the class is written, and of keys of ropes that are not scaled.
-    logging.set_verbosity_error()
-    try:
-        with init_empty_weights():
-            return UpcycledMPTForCausalLM(_cpu_config(model_config))
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _cpu_config(flat: Mapping[str, Any]) -> MPTConfig:
-    config = nest(flat)
-    attention = {**config.get('attn_config', {}), 'attn_impl': 'torch'}
-    if attention.get('rope_impl') == 'dail':
-        # The same, without flash-attn; what only hf reads does not count.
-        attention['rope_impl'] = 'hf'
-        attention.pop('rope_hf_config', None)
-    with warnings.catch_warnings():
-        # Foundry warns that rope replaces learned positions.
-        warnings.simplefilter('ignore')
-        return MPTConfig(
-            **{
-                **config,
-                'attn_config': attention,
-                # Nothing is drawn for weights that are not there.
-                'init_device': 'meta',
-            },
-        )
 
 
 def _units(model: MPTForCausalLM) -> list[tuple[str, torch.nn.Module]]:

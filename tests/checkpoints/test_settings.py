@@ -11,6 +11,10 @@ def config(attn=(), ffn=(), **changes):
     return config
 
 
+def overrides(order, **attn):
+    return {'order': order, 'overrides': {'other': {'attn_config': attn}}}
+
+
 @pytest.mark.parametrize(
     'first,second',
     [
@@ -45,6 +49,47 @@ def config(attn=(), ffn=(), **changes):
         ({}, {
             'logit_scale': 1,
         }),
+        ({}, {
+            'block_overrides':
+            overrides([{
+                'order': [{
+                    'name': 'other',
+                }],
+                'repeat': 3,
+            }],
+                      sliding_window_size=-1),
+        }),
+        (
+            {
+                'block_overrides':
+                overrides([
+                    {
+                        'name': 'default',
+                    },
+                    {
+                        'name': 'other',
+                        'repeat': 2,
+                    },
+                ],
+                          nope=True),
+            },
+            {
+                'block_overrides':
+                overrides([
+                    {
+                        'name': 'default',
+                    },
+                    {
+                        'name': 'other',
+                    },
+                    {
+                        'name': 'other',
+                    },
+                ],
+                          nope=True,
+                          sliding_window_size=-1),
+            },
+        ),
         (
             {
                 'ffn': {

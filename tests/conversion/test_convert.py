@@ -1,3 +1,4 @@
+import copy
 import os
 import signal
 import threading
@@ -78,25 +79,52 @@ def test_a_hugging_face_folder_holds_experts_in_all_layers(tmp_path):
         convert(UpcyclingConfig(source), out, 'safetensors', moe_layers=[1])
 
 
-@pytest.mark.parametrize('moe_layers', [None, [1]])
+# As in a SmolLM3: no rope in the last block.
+NO_ROPE = {
+    'learned_pos_emb': False,
+    'block_overrides': {
+        'order': [{
+            'name': 'default',
+            'repeat': 2,
+        }, {
+            'name': 'no_rope',
+        }],
+        'overrides': {
+            'no_rope': {
+                'attn_config': {
+                    'nope': True,
+                },
+            },
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    'moe_layers,changes',
+    [(None, {}), ([1], {}), (None, NO_ROPE), ([2], NO_ROPE)],
+)
 def test_a_run_loads_it_and_starts_from_the_dense_model(
-    source,
     tmp_path,
     moe_layers,
+    changes,
 ):
+    dense = tiny.build_dense(**copy.deepcopy(changes)).eval()
+    source = tiny.save_dense(dense, tmp_path / 'dense.pt')
     out = tmp_path / 'moe.pt'
     convert(UpcyclingConfig(source), str(out), 'pt', moe_layers=moe_layers)
     trainer = tiny.make_trainer(
-        tiny.build_moe({'moe_layers': moe_layers}),
+        tiny.build_moe({'moe_layers': moe_layers}, **copy.deepcopy(changes)),
         load_path=str(out),
         load_weights_only=True,
         duration='1ba',
     )
     batch = tiny.make_batch()
     with torch.no_grad():
-        expected = tiny.build_dense().eval()(batch).logits
+        expected = dense(batch).logits
         found = trainer.state.model.eval()(batch).logits
     assert (found - expected).abs().max() <= 1e-5
+    assert verify(source, str(out), tolerance=1e-5).passed
     trainer.fit()
 
 

@@ -9,6 +9,7 @@ import torch
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
 from foundry_upcycle.conversion.export_hf import export_hf
+from foundry_upcycle.conversion.inspect import describe
 from foundry_upcycle.conversion.verify import verify
 from foundry_upcycle.errors import CheckpointError
 
@@ -67,6 +68,24 @@ def test_an_export_passes_through_its_chain_of_manifests(
     export_hf(moe, out, dtype=dtype)
     result = verify(dense, out)
     assert result.passed and result.routers and result.provenance
+
+
+def test_what_hf_checkpointer_writes_passes(dense, moe, tmp_path):
+    folders = {}
+    for name, build in (('dense', tiny.build_dense), ('moe', tiny.build_moe)):
+        model = build()
+        path = {'dense': dense, 'moe': moe}[name]
+        state = torch.load(path, weights_only=True)['state']['model']
+        model.load_state_dict(state)
+        folders[name] = str(tmp_path / name)
+        # Of Foundry's own torch_dmoe.
+        model.model.save_pretrained(folders[name])
+    assert verify(*folders.values()).passed
+    assert dict(describe(folders['moe'])
+               )['format'] == ('Hugging Face folder (mpt, safetensors)')
+    mixtral = str(tmp_path / 'mixtral')
+    export_hf(folders['moe'], mixtral, like=folders['moe'])
+    assert verify(folders['dense'], mixtral).passed
 
 
 def test_a_hugging_face_source_passes(tmp_path):

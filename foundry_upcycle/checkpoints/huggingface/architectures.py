@@ -7,6 +7,7 @@ other can't express is named in one place.
 from dataclasses import dataclass, field
 from typing import Any, Mapping, Optional
 
+from foundry_upcycle.checkpoints.huggingface.refused import RELATIVES
 from foundry_upcycle.errors import ConfigError
 
 __all__ = [
@@ -17,9 +18,9 @@ __all__ = [
     'KINDS',
     'NORMALIZE',
     'OTHER_KEYS',
-    'REFUSED',
     'ROPE_TYPES',
     'SIZES',
+    'SHARED_EXPERT_SIZE',
     'TOKEN_IDS',
     'UNSUPPORTED',
     'accepted_activations',
@@ -46,7 +47,12 @@ _MIXTRAL_FIELDS = {
     'num_local_experts': 'ffn_config.moe_num_experts',
     'num_experts_per_tok': 'ffn_config.moe_top_k',
 }
-_QWEN3_MOE_FIELDS = {
+_PHI3_FIELDS = {
+    **_DENSE_FIELDS,
+    'resid_pdrop': 'resid_pdrop',
+    'embd_pdrop': 'emb_pdrop',
+}
+_QWEN_MOE_FIELDS = {
     'moe_intermediate_size': 'ffn_config.ffn_hidden_size',
     'num_experts': 'ffn_config.moe_num_experts',
     'num_experts_per_tok': 'ffn_config.moe_top_k',
@@ -87,6 +93,10 @@ UNSUPPORTED = {
 
 _SWITCHED_WINDOW = ('use_sliding_window', 'sliding_window', 'max_window_layers')
 
+# Of the zeros that are written where an architecture wants a shared expert:
+# small, and what kernels and several GPUs can divide.
+SHARED_EXPERT_SIZE = 64
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -97,6 +107,12 @@ class Architecture:
         settings: MPT settings in which it differs from ``_SETTINGS``.
         fields: Its own keys -> MPT keys, beside ``_FIELDS``.
         window_keys: Keys that describe its sliding window, if it has one.
+        multipliers: Keys of numbers that it multiplies or divides by.
+        layer_keys: Keys that say in which layers it differs from the others.
+        refused: Beside those of ``REFUSED``, in the same form.
+        config_of: An architecture with the same config, where the transformers
+            of LLM Foundry does not know this one.
+        defaults: Its defaults, where they are not those of ``config_of``.
         is_gemma: Whether it multiplies embeddings by sqrt(D) and norms by
             weight + 1.
     """
@@ -104,6 +120,11 @@ class Architecture:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, str] = field(default_factory=lambda: _DENSE_FIELDS)
     window_keys: tuple[str, ...] = ()
+    multipliers: tuple[str, ...] = ()
+    layer_keys: tuple[str, ...] = ()
+    refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    config_of: Optional[str] = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     is_gemma: bool = False
 
     @property
@@ -118,10 +139,33 @@ class Architecture:
     def is_moe(self) -> bool:
         return 'ffn_config.moe_num_experts' in self.fields.values()
 
+    @property
+    def has_dense_layers(self) -> bool:
+        """Whether it may have experts in some layers only."""
+        return 'mlp_only_layers' in self.layer_keys
+
+    @property
+    def has_layers_without_rope(self) -> bool:
+        return 'no_rope_layers' in self.layer_keys
+
+    @property
+    def has_shared_expert(self) -> bool:
+        """Whether it wants one; that of a model that MPT expresses is zero."""
+        return self.class_name == 'Qwen2MoeForCausalLM'
+
     def logit_scale(self, is_tied: bool) -> Optional[str]:
         """MPT's ``logit_scale``; a tied embedding holds Gemma's factor."""
         return 'inv_sqrt_d_model' if self.is_gemma and is_tied else None
 
+    def unties(self, logit_scale: Any) -> bool:
+        """Whether a tied embedding needs a head of its own beside it.
+
+        Of what serves mixtures nothing scales logits: the head has to.
+        """
+        return self.is_moe and logit_scale is not None
+
+
+_DENSE_LAYERS = ('mlp_only_layers', 'decoder_sparse_step', 'intermediate_size')
 
 ARCHITECTURES = {
     'llama':
@@ -140,6 +184,47 @@ ARCHITECTURES = {
         {'attn_config.qk_gn': True},
         window_keys=_SWITCHED_WINDOW,
     ),
+    'phi3':
+    Architecture(
+        'Phi3ForCausalLM',
+        fields=_PHI3_FIELDS,
+        window_keys=('sliding_window', ),
+    ),
+    'granite':
+    Architecture(
+        'GraniteForCausalLM',
+        multipliers=(
+            'embedding_multiplier',
+            'attention_multiplier',
+            'residual_multiplier',
+            'logits_scaling',
+        ),
+    ),
+    'smollm3':
+    Architecture(
+        'SmolLM3ForCausalLM',
+        layer_keys=('no_rope_layers', 'no_rope_layer_interval'),
+        refused={
+            'use_sliding_window':
+            (False, 'only layers without rope have a sliding window'),
+        },
+        config_of='llama',
+        defaults={
+            'vocab_size': 128256,
+            'hidden_size': 2048,
+            'num_hidden_layers': 36,
+            'num_attention_heads': 16,
+            'num_key_value_heads': 4,
+            'max_position_embeddings': 32768,
+            'rope_theta': 2000000.0,
+            'tie_word_embeddings': True,
+            'no_rope_layers': None,
+            'no_rope_layer_interval': 4,
+            'use_sliding_window': False,
+            'sliding_window': None,
+            'max_window_layers': None,
+        },
+    ),
     'gemma':
     Architecture('GemmaForCausalLM', is_gemma=True),
     'mixtral':
@@ -151,41 +236,26 @@ ARCHITECTURES = {
         _MIXTRAL_FIELDS,
         window_keys=('sliding_window', ),
     ),
+    'qwen2_moe':
+    Architecture(
+        'Qwen2MoeForCausalLM',
+        {
+            **_MOE, 'attention_bias': True
+        },
+        _QWEN_MOE_FIELDS,
+        window_keys=_SWITCHED_WINDOW,
+        layer_keys=_DENSE_LAYERS,
+    ),
     'qwen3_moe':
     Architecture(
         'Qwen3MoeForCausalLM',
         {
             **_MOE, 'attn_config.qk_gn': True
         },
-        _QWEN3_MOE_FIELDS,
+        _QWEN_MOE_FIELDS,
         window_keys=_SWITCHED_WINDOW,
+        layer_keys=_DENSE_LAYERS,
     ),
-}
-
-# Well-known architectures, and what MPT lacks for them.
-_RELATIVES = {
-    'cohere': 'LayerNorm and parallel blocks',
-    'deepseek_v3': 'latent attention and shared experts',
-    'gemma2': 'norms after attention and feed-forward, and soft-capping',
-    'gemma3': 'norms after attention and feed-forward',
-    'gemma3_text': 'norms after attention and feed-forward',
-    'granite': 'multipliers of residuals and attention',
-    'llama4': 'interleaved chunked attention',
-    'olmo2': 'norms after attention and feed-forward',
-    'phi3': 'fused gate and up projections',
-    'qwen2_moe': 'a shared expert',
-}
-
-# Keys whose other values MPT can't express: the one it can, and the feature.
-REFUSED = {
-    'attention_bias': (False, 'the attention output projection has a bias'),
-    'mlp_bias': (False, 'the feed-forward layers have biases'),
-    'partial_rotary_factor': (1, 'only a part of each head is rotated'),
-    'attn_logit_softcapping': (None, 'attention logits are capped'),
-    'final_logit_softcapping': (None, 'logits are capped'),
-    'quantization_config': (None, 'the weights are quantised'),
-    'decoder_sparse_step': (1, 'some layers are dense, others experts'),
-    'mlp_only_layers': ([], 'some layers are dense, others experts'),
 }
 
 # Keys that no default config lists and that change nothing, or are read here.
@@ -232,14 +302,14 @@ ACTIVATION_ALIASES = {'swish': 'silu'}
 
 # Keys whose values are whole numbers from 1.
 SIZES = {
-    *(_FIELDS.keys() | _MIXTRAL_FIELDS.keys() | _QWEN3_MOE_FIELDS.keys()),
-    'head_dim',
+    *(_FIELDS.keys() | _MIXTRAL_FIELDS.keys() | _QWEN_MOE_FIELDS.keys()),
+    *('head_dim', 'decoder_sparse_step', 'no_rope_layer_interval'),
 } - {'tie_word_embeddings', 'rms_norm_eps', 'rope_theta', 'attention_dropout'}
 
 # Of other keys: what their values are -> the keys.
 KINDS = {
     'a number above 0': {'rms_norm_eps', 'rope_theta'},
-    'a share from 0 to 1': {'attention_dropout'},
+    'a share from 0 to 1': {'attention_dropout', 'embd_pdrop', 'resid_pdrop'},
     'a whole number from 0': {'max_window_layers'},
     'true or false': {
         'norm_topk_prob',
@@ -254,7 +324,7 @@ TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 def missing_feature(model_type: Any) -> Optional[str]:
     """What MPT lacks for a well-known architecture; None if it is not one."""
-    return _RELATIVES.get(str(model_type))
+    return RELATIVES.get(str(model_type))
 
 
 def get_architecture(model_type: Any) -> Architecture:
@@ -264,9 +334,9 @@ def get_architecture(model_type: Any) -> Architecture:
     raise ConfigError(
         'model_type',
         model_type,
-        f'MPT has no counterpart to {feature}.'
+        f'it can not be carried over: {feature}.'
         if feature else 'this architecture is not known.',
-        f'use one of {", ".join(ARCHITECTURES)}.',
+        f'use one of {", ".join(ARCHITECTURES)}, or an MPT.',
     )
 
 

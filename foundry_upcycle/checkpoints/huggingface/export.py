@@ -8,13 +8,17 @@ from foundry_upcycle.checkpoints.base import (
     FLOAT_DTYPES,
     Checkpoint,
     TensorInfo,
+    common_dtype,
     dtype_name,
     nest,
 )
+from foundry_upcycle.checkpoints.huggingface.folding import multipliers
 from foundry_upcycle.checkpoints.huggingface.names import (
     Part,
+    hf_shapes,
     mpt_shapes,
     parts,
+    zero_shapes,
 )
 from foundry_upcycle.checkpoints.huggingface.to_huggingface import (
     to_huggingface,
@@ -30,12 +34,13 @@ class ExportedCheckpoint(Checkpoint):
 
     Unlike every other ``Checkpoint`` its names are not those of Composer's
     model but those of the Hugging Face architecture, in that model's order;
-    ``model_config`` stays the MPT's. Each tensor is a slice of one MPT
-    tensor, in places transposed, so a result need not be contiguous.
+    ``model_config`` stays the MPT's. Each tensor is made of slices of MPT
+    tensors, in places transposed, so a result need not be contiguous.
 
     Args:
         source: The MPT checkpoint, dense or a mixture of experts.
         model_type: The architecture; None chooses the plainest that fits.
+        like: The ``config.json`` of the model it came from, if there is one.
 
     Attributes:
         config: The content of ``config.json``.
@@ -46,38 +51,77 @@ class ExportedCheckpoint(Checkpoint):
         ConfigError: The architecture can't hold the model.
     """
 
-    def __init__(self, source: Checkpoint, model_type: Optional[str] = None):
+    def __init__(
+        self,
+        source: Checkpoint,
+        model_type: Optional[str] = None,
+        like: Mapping[str, Any] = {},  # noqa: B006
+    ):
         require_mpt(source)
         self.path = source.path
         self.narrowing = source.narrowing
         self.model_config = source.model_config
         self._source = source
         mpt_config = nest(source.model_config)
-        self.config = to_huggingface(mpt_config, model_type)
-        found = parts(mpt_config, self.config['model_type'])
+        self.config = to_huggingface(mpt_config, model_type, like)
+        chosen = self.config['model_type']
+        found = parts(mpt_config, chosen, multipliers(self.config))
         _check_total(source, mpt_shapes(found))
-        self._parts: dict[str, Part] = {part.hf: part for part in found}
+        self._parts: dict[str, list[Part]] = {}
+        for part in found:
+            self._parts.setdefault(part.hf, []).append(part)
         self.tensors = {
-            part.hf:
-            TensorInfo(
-                part.shape,
-                part.dtype(source.tensors[part.mpt].dtype),
-            )
-            for part in found
+            name: TensorInfo(shape, self._dtype(name))
+            for name, shape in hf_shapes(found).items()
         }
-        self.config['torch_dtype'] = _name_of_dtype(self.tensors)
+        dtype = common_dtype(i.dtype for i in self.tensors.values())
+        for name, shape in zero_shapes(mpt_config, chosen).items():
+            self.tensors[name] = TensorInfo(shape, dtype)
+        self.config['torch_dtype'] = dtype_name(dtype)
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
-        part = self._parts[name]
+        shape, dtype = self.tensors[name]
+        if name not in self._parts:
+            return torch.zeros(
+                shape, dtype=dtype
+            ).narrow(
+                dim,
+                start,
+                stop - start,
+            )
+        pieces = []
+        for part in self._parts[name]:
+            first, last = start, stop
+            if dim == 0:
+                first = max(start, part.hf_start) - part.hf_start
+                last = min(stop, part.hf_stop) - part.hf_start
+            if first < last:
+                rows = self._read_part(part, dim, first, last)
+                pieces.append(part.to_huggingface(rows).to(dtype))
+        if not pieces:
+            return torch.empty(shape, dtype=dtype).narrow(dim, 0, 0)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _read_part(
+        self,
+        part: Part,
+        dim: int,
+        start: int,
+        stop: int,
+    ) -> torch.Tensor:
         mpt_dim = 1 - dim if part.transposed else dim
         if mpt_dim == 0:
             start, stop = part.start + start, part.start + stop
-            rows = self._source.read(part.mpt, 0, start, stop)
-        else:
-            # Only this tensor's rows, then its columns of them.
-            rows = self._source.read(part.mpt, 0, part.start, part.stop)
-            rows = rows.narrow(1, start, stop - start)
-        return part.to_huggingface(rows)
+            return self._source.read(part.mpt, 0, start, stop)
+        # Only this tensor's rows, then its columns of them.
+        rows = self._source.read(part.mpt, 0, part.start, part.stop)
+        return rows.narrow(1, start, stop - start)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return common_dtype(
+            part.dtype(self._source.tensors[part.mpt].dtype)
+            for part in self._parts[name]
+        )
 
 
 def _check_total(
@@ -100,11 +144,3 @@ def _check_total(
                 f'{name} has dtype {info.dtype}.',
                 'start from weights in float32, bfloat16 or float16.',
             )
-
-
-def _name_of_dtype(tensors: Mapping[str, TensorInfo]) -> str:
-    """The smallest dtype that holds every tensor, as transformers names it."""
-    dtype = next(iter(tensors.values())).dtype
-    for info in tensors.values():
-        dtype = torch.promote_types(dtype, info.dtype)
-    return dtype_name(dtype)

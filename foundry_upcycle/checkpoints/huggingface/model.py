@@ -4,7 +4,7 @@ import abc
 import copy
 import warnings
 from dataclasses import replace
-from typing import Any, Iterable, Mapping, Optional
+from typing import Any, Mapping, Optional
 
 import torch
 from llmfoundry.models.mpt.configuration_mpt import MPTConfig
@@ -12,29 +12,33 @@ from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 from foundry_upcycle.checkpoints.base import (
     Checkpoint,
     TensorInfo,
+    common_dtype,
     dtype_name,
     flatten,
 )
+from foundry_upcycle.checkpoints.huggingface.folding import multipliers
 from foundry_upcycle.checkpoints.huggingface.names import (
     Part,
+    hf_shapes,
     mpt_shapes,
     parts,
 )
 from foundry_upcycle.checkpoints.huggingface.to_mpt import to_mpt
+from foundry_upcycle.checkpoints.huggingface.zeros import without_zeros
 from foundry_upcycle.errors import CheckpointError, ConfigError
 
 __all__ = ['HuggingFaceModel']
 
-_EMBEDDING = 'model.embed_tokens.weight'
+_EMBEDDING = 'model.transformer.wte.weight'
 _HEAD = 'lm_head.weight'
 
 
 class HuggingFaceModel(Checkpoint):
     """A ``Checkpoint`` of a Hugging Face model, under MPT's names.
 
-    Subclasses read the stored tensors. Weights of Gemma that MPT stores
-    multiplied or shifted are computed, and have at least float32: in bfloat16
-    they would be rounded.
+    Subclasses read the stored tensors. Weights that MPT stores multiplied or
+    shifted (Gemma, Granite) are computed, and have at least float32: in bfloat16
+    they would be rounded. Zeros that add nothing are left out.
 
     Args:
         path: Where it is, for messages.
@@ -62,11 +66,19 @@ class HuggingFaceModel(Checkpoint):
     ):
         self.path = path
         self._stored = stored
+        hf_config, self._stored = without_zeros(
+            hf_config,
+            stored,
+            self._is_zero,
+        )
         self.section = section = to_mpt(hf_config)
         self._check_layers(section['n_layers'])
         found = [
-            replace(part, hf=self._stored_name(part.hf))
-            for part in parts(section, hf_config['model_type'])
+            replace(part, hf=self._stored_name(part.hf)) for part in parts(
+                section,
+                hf_config['model_type'],
+                multipliers(hf_config),
+            )
         ]
         self._parts: dict[str, list[Part]] = {}
         for part in found:
@@ -107,7 +119,8 @@ class HuggingFaceModel(Checkpoint):
                 'dtype',
                 dtype_name(dtype),
                 "MPT stores a Gemma's norms plus 1 and its embedding times "
-                'sqrt(d_model), which this dtype would round.',
+                "sqrt(d_model), and a Granite's weights times its multipliers, "
+                'which this dtype would round.',
                 'use float32; export_hf gives back the original numbers in '
                 'any.',
             )
@@ -121,12 +134,29 @@ class HuggingFaceModel(Checkpoint):
                 first = max(start, part.start) - part.start
                 last = min(stop, part.stop) - part.start
             if first < last:
-                stored_dim = 1 - dim if part.transposed else dim
-                stored = self._read_stored(part.hf, stored_dim, first, last)
-                pieces.append(part.to_mpt(stored))
+                rows = self._read_part(part, dim, first, last)
+                pieces.append(part.to_mpt(rows).to(dtype))
         if not pieces:
             return torch.empty(shape, dtype=dtype).narrow(dim, 0, 0)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _read_part(
+        self,
+        part: Part,
+        dim: int,
+        start: int,
+        stop: int,
+    ) -> torch.Tensor:
+        hf_dim = 1 - dim if part.transposed else dim
+        if hf_dim == 0:
+            start, stop = part.hf_start + start, part.hf_start + stop
+            return self._read_stored(part.hf, 0, start, stop)
+        rows = self._read_stored(part.hf, 1, start, stop)
+        return rows.narrow(0, part.hf_start, part.shape[0])
+
+    def _is_zero(self, name: str) -> bool:
+        n_rows = self._stored[name].shape[0]
+        return not self._read_stored(name, 0, 0, n_rows).any()
 
     def _dtype(self, name: str) -> torch.dtype:
         stored = {self._stored[part.hf].dtype for part in self._parts[name]}
@@ -139,7 +169,8 @@ class HuggingFaceModel(Checkpoint):
                 f'({dtypes}).',
                 'save the model again in one dtype.',
             )
-        return self._parts[name][0].dtype(stored.pop())
+        found = stored.pop()
+        return common_dtype(part.dtype(found) for part in self._parts[name])
 
     def _check_layers(self, n_layers: int) -> None:
         # Before that many names are made.
@@ -151,8 +182,8 @@ class HuggingFaceModel(Checkpoint):
                 self.repair,
             )
 
-    def _check_total(self, expected: Iterable[Part]) -> None:
-        shapes = {part.hf: part.shape for part in expected}
+    def _check_total(self, expected: list[Part]) -> None:
+        shapes = hf_shapes(expected)
         head = self._stored_name(_HEAD)
         for name, shape in shapes.items():
             if name not in self._stored:
@@ -184,14 +215,14 @@ class HuggingFaceModel(Checkpoint):
 
     def _check_tied(self) -> None:
         """Checks a head that is stored though it is the embedding."""
-        names = [self._stored_name(name) for name in (_HEAD, _EMBEDDING)]
+        names = self._stored_name(_HEAD), self._parts[_EMBEDDING][0].hf
         head, embedding = (self._stored[name] for name in names)
         n_rows, n_columns = embedding.shape
-        is_same = head == embedding
+        is_same = head.shape == embedding.shape
         step = max(1, 2**24 // n_columns)
         for first in range(0, n_rows, step) if is_same else ():
             last = min(n_rows, first + step)
-            is_same = is_same and torch.equal(
+            is_same = is_same and _is_same(
                 *(self._read_stored(name, 0, first, last) for name in names),
             )
         if not is_same:
@@ -202,6 +233,13 @@ class HuggingFaceModel(Checkpoint):
                 'set tie_word_embeddings: false in config.json if the model '
                 'was trained untied.',
             )
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether they are equal, or one is what the other was rounded to."""
+    return torch.equal(one, other.to(
+        one.dtype
+    )) or torch.equal(one.to(other.dtype), other)
 
 
 def _as_saved(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,19 @@ from foundry_upcycle.checkpoints.huggingface.architectures import (
     ACTIVATIONS,
     NORMALIZE,
     ROPE_TYPES,
+    SHARED_EXPERT_SIZE,
     TOKEN_IDS,
     UNSUPPORTED,
     Architecture,
     accepted_activations,
     get_architecture,
 )
-from foundry_upcycle.checkpoints.settings import complete
+from foundry_upcycle.checkpoints.huggingface.folding import exported_multipliers
+from foundry_upcycle.checkpoints.huggingface.layers import (
+    hf_moe_layers,
+    hf_ropes,
+)
+from foundry_upcycle.checkpoints.settings import NO_ROPE, complete
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['to_huggingface']
@@ -22,6 +28,7 @@ __all__ = ['to_huggingface']
 def to_huggingface(
     mpt_config: Mapping[str, Any],
     model_type: Optional[str] = None,
+    like: Mapping[str, Any] = {},  # noqa: B006
 ) -> dict[str, Any]:
     """The ``config.json`` of the architecture that computes what an MPT does.
 
@@ -31,6 +38,7 @@ def to_huggingface(
         mpt_config: The MPT's settings, nested; missing ones have Foundry's
             defaults.
         model_type: The architecture; None chooses the plainest that fits.
+        like: The ``config.json`` of the model it came from, if there is one.
 
     Raises:
         ConfigError: The architecture can't hold the model; the message names
@@ -56,19 +64,30 @@ def to_huggingface(
         hf['hidden_activation'] = activation
     if architecture.is_moe and NORMALIZE not in architecture.settings:
         hf['norm_topk_prob'] = _hf_normalized(mpt, model_type)
-    return hf
+    if architecture.unties(mpt['logit_scale']):
+        hf['tie_word_embeddings'] = False
+    if architecture.has_dense_layers:
+        hf |= hf_moe_layers(mpt)
+    if architecture.has_layers_without_rope:
+        hf |= hf_ropes(mpt)
+    if architecture.has_shared_expert:
+        hf['shared_expert_intermediate_size'] = SHARED_EXPERT_SIZE
+    return hf | exported_multipliers(mpt, model_type, like)
 
 
 def _choose(mpt: Mapping[str, Any]) -> str:
     is_moe = mpt['ffn_config.ffn_type'] == 'upcycled_dmoe'
     if mpt['attn_config.qk_gn']:
         return 'qwen3_moe' if is_moe else 'qwen3'
+    if mpt['attention_bias']:
+        return 'qwen2_moe' if is_moe else 'qwen2'
     if is_moe:
         return 'mixtral'
-    if mpt['attention_bias']:
-        return 'qwen2'
+    if mpt['block_overrides']:
+        return 'smollm3'
     if mpt['logit_scale'] is not None:
-        return 'gemma'
+        is_gemma = mpt['logit_scale'] == 'inv_sqrt_d_model'
+        return 'gemma' if is_gemma else 'granite'
     has_window = mpt['attn_config.sliding_window_size'] != -1
     return 'mistral' if has_window else 'llama'
 
@@ -79,11 +98,23 @@ def _check_settings(
     architecture: Architecture,
 ) -> None:
     required = UNSUPPORTED | architecture.all_settings
-    is_tied = mpt['tie_word_embeddings']
-    required['logit_scale'] = architecture.logit_scale(is_tied)
+    if architecture.has_dense_layers:
+        del required['ffn_config.moe_layers']
+    overrides = mpt['block_overrides'] or []
+    if architecture.has_layers_without_rope and all(each in ({}, NO_ROPE)
+                                                    for each in overrides):
+        del required['block_overrides']
+    if not (architecture.multipliers or architecture.is_moe):
+        is_tied = mpt['tie_word_embeddings']
+        required['logit_scale'] = architecture.logit_scale(is_tied)
+    elif mpt['logit_scale'] == 0:
+        raise _unfit('logit_scale', 0, model_type, 'a number above 0')
     if mpt['attn_config.qk_gn']:
         required['attn_config.norm_type'] = mpt['norm_type']
         required['attn_config.norm_eps'] = mpt['norm_eps']
+    if architecture.has_shared_expert:
+        # Transformers gives a Qwen2-MoE no other.
+        required['head_dim'] = mpt['d_model'] // mpt['n_heads']
     if mpt['attn_config.rope_impl'] == 'dail':
         required['attn_config.rope_dail_config.type'] = 'original'
         # It rotates this much of each head.

@@ -13,13 +13,22 @@ from foundry_upcycle.checkpoints.huggingface.architectures import (
     KINDS,
     NORMALIZE,
     OTHER_KEYS,
-    REFUSED,
     ROPE_TYPES,
     SIZES,
     Architecture,
     accepted_activations,
     get_architecture,
 )
+from foundry_upcycle.checkpoints.huggingface.folding import (
+    logit_scale,
+    multipliers,
+)
+from foundry_upcycle.checkpoints.huggingface.layers import (
+    mpt_moe_layers,
+    mpt_overrides,
+)
+from foundry_upcycle.checkpoints.huggingface.own import MPT, own_section
+from foundry_upcycle.checkpoints.huggingface.refused import REFUSED
 from foundry_upcycle.config import is_number, is_whole
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 
@@ -39,11 +48,13 @@ def to_mpt(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: MPT can't express the model.
     """
+    if hf_config.get('model_type') == MPT:
+        return own_section(hf_config)
     architecture = get_architecture(hf_config.get('model_type'))
     hf = _read(hf_config, architecture)
     mpt = {key: hf[name] for name, key in architecture.all_fields.items()}
     mpt |= architecture.all_settings | _mpt_heads(hf) | {
-        'logit_scale': architecture.logit_scale(hf['tie_word_embeddings']),
+        'logit_scale': _mpt_logit_scale(hf_config, hf, architecture),
         'attn_config.attn_type': 'grouped_query_attention',
         'attn_config.attn_impl': 'torch',
         'attn_config.rope_impl': 'hf',
@@ -57,6 +68,10 @@ def to_mpt(hf_config: Mapping[str, Any]) -> dict[str, Any]:
         mpt['attn_config.norm_eps'] = mpt['norm_eps']
     if 'norm_topk_prob' in hf:
         mpt[NORMALIZE] = 1 if hf['norm_topk_prob'] else None
+    if architecture.has_dense_layers:
+        mpt |= mpt_moe_layers(hf)
+    if architecture.has_layers_without_rope:
+        mpt |= mpt_overrides(hf)
     return nest(mpt)
 
 
@@ -69,12 +84,12 @@ def _read(
         # Transformers 5 saves it under Mixtral's name.
         given = {'num_experts': given['num_local_experts'], **given}
         del given['num_local_experts']
-    defaults = AutoConfig.for_model(given['model_type']).to_dict()
-    known = {*defaults, *OTHER_KEYS}
-    _check_keys(given, known)
+    known = {*_in_transformers(architecture, given, {}), *OTHER_KEYS}
+    _check_keys(given, known, architecture)
     wanted = known & {
         *architecture.all_fields,
         *architecture.window_keys,
+        *architecture.layer_keys,
         *('head_dim', 'hidden_act', 'hidden_activation', 'norm_topk_prob'),
     }
     rope = _given_rope(given)
@@ -85,12 +100,23 @@ def _read(
     _check_kinds(said)
     chosen = {k: v for k, v in given.items() if k in wanted}
     # Some defaults follow from other keys, so transformers itself sets them.
-    hf = AutoConfig.for_model(given['model_type'], **chosen).to_dict()
+    hf = _in_transformers(architecture, given, chosen)
     hf = {key: hf[key] for key in wanted if key in hf}
     _check_sizes({k: v for k, v in hf.items() if k != 'head_dim'})
     _check_kinds(hf)
     _check_experts(hf)
     return {**hf, 'rope': rope, 'layer_types': _layer_types(given)}
+
+
+def _in_transformers(
+    architecture: Architecture,
+    given: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All keys of an architecture, of which some are chosen."""
+    model_type = architecture.config_of or given['model_type']
+    keys = {**architecture.defaults, **chosen}
+    return AutoConfig.for_model(model_type, **keys).to_dict()
 
 
 def _layer_types(given: Mapping[str, Any]) -> Optional[list[str]]:
@@ -108,8 +134,13 @@ def _layer_types(given: Mapping[str, Any]) -> Optional[list[str]]:
     return layers
 
 
-def _check_keys(given: Mapping[str, Any], known: set[str]) -> None:
-    for key, (accepted, feature) in REFUSED.items():
+def _check_keys(
+    given: Mapping[str, Any],
+    known: set[str],
+    architecture: Architecture,
+) -> None:
+    refused = {**REFUSED, **architecture.refused}
+    for key, (accepted, feature) in refused.items():
         value = given.get(key)
         if key in known and value is not None and value != accepted:
             raise ConfigError(
@@ -240,6 +271,19 @@ def _mpt_heads(hf: Mapping[str, Any]) -> dict[str, Any]:
     if head_dim != D // n_heads:
         heads['head_dim'] = head_dim
     return heads
+
+
+def _mpt_logit_scale(
+    hf_config: Mapping[str, Any],
+    hf: Mapping[str, Any],
+    architecture: Architecture,
+) -> Any:
+    is_tied = hf['tie_word_embeddings']
+    numbers = multipliers(hf_config)
+    if not numbers:
+        return architecture.logit_scale(is_tied)
+    scale = logit_scale(numbers, is_tied)
+    return None if scale == 1 else scale
 
 
 def _mpt_window(hf: Mapping[str, Any]) -> int:

@@ -71,7 +71,30 @@ CASES: dict[str, Case] = {
         },
         False,
     ),
+    'granite, tied': (
+        'granite',
+        {
+            'tie_word_embeddings': True,
+            'logit_scale': 0.3,
+        },
+        {},
+        {},
+        False,
+    ),
+    'granite': ('granite', {
+        'logit_scale': 0.3,
+    }, {}, {}, False),
     'mixtral': ('mixtral', {}, {}, {}, True),
+    'mixtral, a head that scales': (
+        'mixtral',
+        {
+            'tie_word_embeddings': True,
+            'logit_scale': 0.3,
+        },
+        {},
+        {},
+        True,
+    ),
     'mixtral, window': (
         'mixtral',
         {
@@ -83,7 +106,30 @@ CASES: dict[str, Case] = {
         {},
         True,
     ),
+    'qwen2_moe': ('qwen2_moe', {
+        'attention_bias': True,
+    }, {}, {}, True),
+    'qwen2_moe, raw, some layers': (
+        'qwen2_moe',
+        {
+            'attention_bias': True,
+        },
+        {},
+        {
+            **RAW_WEIGHTS, 'moe_layers': [0, 2]
+        },
+        True,
+    ),
     'qwen3_moe': ('qwen3_moe', {}, QK_NORM, {}, True),
+    'qwen3_moe, some layers': (
+        'qwen3_moe',
+        {},
+        QK_NORM,
+        {
+            'moe_layers': [1],
+        },
+        True,
+    ),
     'qwen3_moe, raw': ('qwen3_moe', {}, QK_NORM, RAW_WEIGHTS, True),
 }
 
@@ -161,8 +207,12 @@ def test_transformers_computes_the_same_logits(name, tmp_path):
     )
 
 
-# Wq, Wk and Wv of multi-head come back fused.
-@pytest.mark.parametrize('name', [n for n in CASES if n != 'multi-head'])
+# Wq, Wk and Wv of multi-head come back fused, a head that scales apart from the
+# embedding, and an untied Granite's head scaled.
+CHANGED = {'multi-head', 'mixtral, a head that scales', 'granite'}
+
+
+@pytest.mark.parametrize('name', [n for n in CASES if n not in CHANGED])
 def test_an_export_is_read_back(name, tmp_path):
     model = build_mpt(name)
     source = open_checkpoint(tiny.save_dense(model, tmp_path / 'mpt.pt'))

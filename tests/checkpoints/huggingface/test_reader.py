@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import struct
@@ -9,10 +10,16 @@ import torch
 from composer.models import ComposerModel
 from llmfoundry.utils.builders import build_composer_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    PreTrainedModel,
+)
 
-from foundry_upcycle.checkpoints.base import Checkpoint, nest
 from foundry_upcycle.checkpoints.exactness import check_same_function
+from foundry_upcycle.checkpoints.huggingface.architectures import ARCHITECTURES
 from foundry_upcycle.checkpoints.huggingface.export import ExportedCheckpoint
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
@@ -20,7 +27,7 @@ from foundry_upcycle.checkpoints.huggingface.reader import (
     read_config,
     weight_files,
 )
-from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.errors import CheckpointError, ConfigError
 
 # D = 72 = 9 heads * 8.
 SIZES: dict[str, Any] = {
@@ -42,6 +49,13 @@ LLAMA3 = {
     'low_freq_factor': 1.0,
     'high_freq_factor': 4.0,
     'original_max_position_embeddings': 16,
+}
+# As in the smaller Granite 3 models, but for none being a power of 2.
+MULTIPLIERS = {
+    'embedding_multiplier': 12.3,
+    'attention_multiplier': 0.0147,
+    'residual_multiplier': 0.22,
+    'logits_scaling': 7.9,
 }
 EXPERTS = {'num_experts': 4, 'moe_intermediate_size': 24}
 # What each model has beside SIZES; it begins with the architecture.
@@ -95,6 +109,24 @@ MODELS: dict[str, dict[str, Any]] = {
         'head_dim': 16,
         'tie_word_embeddings': True,
     },
+    'phi3': {
+        'sliding_window': 5,
+    },
+    'phi3, no window, tied': {
+        'tie_word_embeddings': True,
+        'num_key_value_heads': 9,
+    },
+    'granite': {
+        **MULTIPLIERS,
+        'tie_word_embeddings': True,
+    },
+    'granite, untied': MULTIPLIERS,
+    'smollm3': {
+        'num_hidden_layers': 5,
+        'no_rope_layers': [1, 0, 1, 1, 0],
+        'tie_word_embeddings': True,
+        'rope_theta': 500.0,
+    },
     'gemma': {},
     'gemma, untied': {
         'tie_word_embeddings': False,
@@ -103,10 +135,19 @@ MODELS: dict[str, dict[str, Any]] = {
         'num_local_experts': 4,
         'num_experts_per_tok': 2,
     },
+    'qwen2_moe': EXPERTS,
     'qwen3_moe': {
         **EXPERTS,
         'num_experts_per_tok': 2,
         'norm_topk_prob': True,
+    },
+    'qwen3_moe, some layers': {
+        **EXPERTS,
+        'intermediate_size': 24,
+        'num_hidden_layers': 4,
+        'decoder_sparse_step': 2,
+        'mlp_only_layers': [3],
+        'num_experts_per_tok': 2,
     },
     'qwen3_moe, not renormalised': {
         **EXPERTS,
@@ -119,7 +160,11 @@ MODELS: dict[str, dict[str, Any]] = {
 def build_hf(name: str) -> PreTrainedModel:
     """A random model, none of whose weights is 0 or 1 or small."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name.split(',')[0], **SIZES | MODELS[name])
+    model_type = name.split(',')[0]
+    config = AutoConfig.for_model(
+        ARCHITECTURES[model_type].config_of or model_type,
+        **SIZES | MODELS[name],
+    )
     model = AutoModelForCausalLM.from_config(
         config,
         attn_implementation='eager',
@@ -128,37 +173,43 @@ def build_hf(name: str) -> PreTrainedModel:
         for key, parameter in model.named_parameters():
             std = 1.0 if key.endswith('gate.weight') else 0.2
             parameter += torch.randn_like(parameter) * std
+    # A SmolLM3 is a Llama that rotates some layers by nothing.
+    for layer, rope in enumerate(MODELS[name].get('no_rope_layers', ())):
+        if not rope:
+            model.model.layers[layer].self_attn.register_forward_pre_hook(
+                rotate_by_nothing,
+                with_kwargs=True,
+            )
     return model.eval()
+
+
+def rotate_by_nothing(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    cos, sin = kwargs['position_embeddings']
+    still = (torch.ones_like(cos), torch.zeros_like(sin))
+    return args, {**kwargs, 'position_embeddings': still}
 
 
 def save_hf(name: str, folder: Any, **kwargs: Any) -> PreTrainedModel:
     model = build_hf(name)
     model.save_pretrained(folder, safe_serialization=True, **kwargs)
+    edit_config(folder, model_type=name.split(',')[0])
     return model
 
 
-def build_mpt(checkpoint: Checkpoint) -> ComposerModel:
-    """Foundry's model of the checkpoint's config, with its weights."""
-    keys = ('d_model', 'n_heads', 'n_layers', 'head_dim', 'max_seq_len')
-    keys += ('vocab_size', 'no_bias', 'attention_bias', 'norm_type')
-    keys += ('norm_eps', 'tie_word_embeddings', 'attn_config', 'ffn_config')
-    config = nest(checkpoint.model_config)
-    is_moe = config['ffn_config']['ffn_type'] == 'upcycled_dmoe'
+def build_mpt(reader: HuggingFaceReader) -> ComposerModel:
+    """Foundry's model of the folder's section, with its weights."""
+    section = copy.deepcopy(reader.section)
+    is_moe = section['ffn_config'].get('ffn_type') == 'upcycled_dmoe'
     model = build_composer_model(
         'upcycled_mpt' if is_moe else 'mpt_causal_lm',
         {
-            **{
-                key: config[key]
-                for key in keys
-            },
-            'logit_scale': config['logit_scale'],
-            'loss_fn': 'torch_crossentropy',
+            **section, 'loss_fn': 'torch_crossentropy'
         },
         tokenizer=None,
     )
     model.load_state_dict({
-        name: checkpoint.read(name, 0, 0, info.shape[0])
-        for name, info in checkpoint.tensors.items()
+        name: reader.read(name, 0, 0, info.shape[0])
+        for name, info in reader.tensors.items()
     })
     return model.eval()
 
@@ -181,7 +232,11 @@ def edit_tensors(folder: Any, changes: dict[str, Any]) -> None:
     save_file({k: v for k, v in tensors.items() if v is not None}, path)
 
 
-@pytest.mark.parametrize('name', MODELS)
+# The shared expert of this one adds something.
+CARRIED = [name for name in MODELS if name != 'qwen2_moe']
+
+
+@pytest.mark.parametrize('name', CARRIED)
 @torch.no_grad()
 def test_logits_are_those_of_transformers(name, tmp_path):
     model = save_hf(name, tmp_path)
@@ -194,42 +249,52 @@ def test_logits_are_those_of_transformers(name, tmp_path):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', CARRIED)
 def test_export_gives_the_same_bits_back(name, tmp_path):
     model = save_hf(name, tmp_path)
     reader = HuggingFaceReader(str(tmp_path))
-    exported = ExportedCheckpoint(reader, name.split(',')[0])
+    like = read_config(str(tmp_path))
+    exported = ExportedCheckpoint(reader, like['model_type'], like)
     stored = load_file(tmp_path / 'model.safetensors')
     assert exported.tensors.keys() == stored.keys()
     for key, expected in stored.items():
         tensor = exported.read(key, 0, 0, expected.shape[0])
-        if name.startswith('gemma'):
-            # Multiplied and divided by sqrt(D), which rounds.
+        if reader.is_computed:
+            # Multiplied and divided, which rounds.
             torch.testing.assert_close(tensor, expected, atol=2e-7, rtol=2e-7)
         else:
             assert torch.equal(tensor, expected), key
     wanted = model.config.to_dict()
     same = {'hidden_size', 'head_dim', 'rope_theta', 'hidden_act'}
     same |= {'num_key_value_heads', 'tie_word_embeddings', 'rms_norm_eps'}
+    same &= wanted.keys()
     assert all(exported.config[key] == wanted[key] for key in same)
+    for key in MULTIPLIERS.keys() & wanted.keys():
+        assert exported.config[key] == pytest.approx(wanted[key], rel=1e-12)
 
 
-def test_gemma_in_bfloat16_comes_back_with_the_same_bits(tmp_path):
-    model = build_hf('gemma').to(torch.bfloat16)
+@pytest.mark.parametrize('name', ['gemma', 'granite'])
+def test_bfloat16_comes_back_with_the_same_bits(name, tmp_path):
+    model = build_hf(name).to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     reader = HuggingFaceReader(str(tmp_path))
     dtypes = {name: info.dtype for name, info in reader.tensors.items()}
     block = 'model.transformer.blocks.0.'
     assert dtypes['model.transformer.wte.weight'] == torch.float32
-    assert dtypes[f'{block}norm_1.weight'] == torch.float32
-    assert dtypes[f'{block}attn.Wqkv.weight'] == torch.bfloat16
-    exported = ExportedCheckpoint(reader)
+    carried = 'ffn.up_proj.weight'
+    assert dtypes[block + carried] == torch.bfloat16
+    computed = {'gemma': 'norm_1.weight', 'granite': 'attn.Wqkv.weight'}[name]
+    assert dtypes[block + computed] == torch.float32
+    # The keys and values, too, though they are only carried over.
+    rows = reader.read(block + computed, 0, 71, 72)
+    assert rows.dtype == torch.float32
+    exported = ExportedCheckpoint(reader, name, read_config(str(tmp_path)))
     for key, expected in load_file(tmp_path / 'model.safetensors').items():
         tensor = exported.read(key, 0, 0, expected.shape[0])
         assert torch.equal(tensor.to(torch.bfloat16), expected), key
 
 
-@pytest.mark.parametrize('name', ['qwen2', 'gemma', 'mixtral'])
+@pytest.mark.parametrize('name', ['qwen2', 'phi3', 'granite', 'mixtral'])
 def test_slices_are_those_of_the_whole(name, tmp_path):
     save_hf(name, tmp_path / 'one')
     save_hf(name, tmp_path / 'many', max_shard_size='20KB')
@@ -237,8 +302,10 @@ def test_slices_are_those_of_the_whole(name, tmp_path):
     one = HuggingFaceReader(str(tmp_path / 'one'))
     many = HuggingFaceReader(str(tmp_path / 'many'))
     assert one.tensors == many.tensors
-    exported = ExportedCheckpoint(one)
-    for view, other in ((one, many), (exported, ExportedCheckpoint(many))):
+    like = read_config(str(tmp_path / 'one'))
+    exported = ExportedCheckpoint(one, name, like)
+    others = ExportedCheckpoint(many, name, like)
+    for view, other in ((one, many), (exported, others)):
         for key, (shape, dtype) in view.tensors.items():
             whole = view.read(key, 0, 0, shape[0])
             assert (whole.shape, whole.dtype) == (shape, dtype)
@@ -270,13 +337,76 @@ def test_buffers_of_old_transformers_are_skipped(folder):
     assert len(HuggingFaceReader(str(folder)).tensors) == 17
 
 
+def build_own(kind: str) -> Any:
+    torch.manual_seed(0)
+    if kind == 'mixture':
+        return tiny.build_moe().model
+    if kind == 'dense':
+        return tiny.build_dense(tie_word_embeddings=True).model
+    config = MptConfig(d_model=64, n_heads=4, n_layers=2, vocab_size=tiny.VOCAB)
+    return MptForCausalLM(config)
+
+
+@pytest.mark.parametrize('kind', ['dense', 'mixture', 'of transformers'])
+@torch.no_grad()
+def test_mpts_own_folders(kind, tmp_path):
+    model = build_own(kind).eval()
+    for parameter in model.parameters():
+        parameter += torch.randn_like(parameter) * 0.1
+    model.save_pretrained(tmp_path)
+    reader = HuggingFaceReader(str(tmp_path))
+    mpt = build_mpt(reader)
+    check_same_function(reader, mpt.config.to_dict())
+    ids = tiny.make_batch()['input_ids']
+    torch.testing.assert_close(
+        mpt.model(ids).logits,
+        model(ids).logits,
+        atol=0 if kind == 'dense' else 1e-5,
+        rtol=0,
+    )
+    edit_tensors(tmp_path, {'transformer.norm_f.weight': None})
+    with pytest.raises(CheckpointError, match='has no transformer.norm_f.we'):
+        HuggingFaceReader(str(tmp_path))
+
+
+@pytest.mark.parametrize('bias', ['attention_bias', 'mlp_bias'])
+def test_biases_are_left_out_where_all_are_zero(bias, tmp_path):
+    MODELS['llama, biases'] = {bias: True}
+    try:
+        model = save_hf('llama, biases', tmp_path)
+    finally:
+        del MODELS['llama, biases']
+    with pytest.raises(ConfigError, match=f'{bias}=True'):
+        HuggingFaceReader(str(tmp_path))
+    biases = [n for n, _ in model.named_parameters() if n.endswith('bias')]
+    stored = load_file(tmp_path / 'model.safetensors')
+    zeros = {name: torch.zeros_like(stored[name]) for name in biases}
+    edit_tensors(tmp_path, zeros)
+    plain = HuggingFaceReader(str(tmp_path))
+    assert not [name for name in plain.tensors if name.endswith('bias')]
+    with torch.no_grad():
+        for name in biases:
+            model.get_parameter(name).zero_()
+        ids = tiny.make_batch()['input_ids']
+        expected = model(ids).logits
+        found = build_mpt(plain).model(ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_shared_expert_that_adds_something_is_refused(tmp_path):
+    save_hf('qwen2_moe', tmp_path)
+    with pytest.raises(CheckpointError, match='mlp.shared_expert.* be lost'):
+        HuggingFaceReader(str(tmp_path))
+
+
 def test_a_stored_head_must_be_the_embedding_if_tied(tmp_path):
     save_hf('llama, tied', tmp_path)
     embedding = load_file(tmp_path / 'model.safetensors')
     head = embedding['model.embed_tokens.weight'].clone()
-    edit_tensors(tmp_path, {'lm_head.weight': head})
-    reader = HuggingFaceReader(str(tmp_path))
-    assert 'model.lm_head.weight' not in reader.tensors
+    for stored in (head, head.bfloat16(), head.double()):
+        edit_tensors(tmp_path, {'lm_head.weight': stored})
+        reader = HuggingFaceReader(str(tmp_path))
+        assert 'model.lm_head.weight' not in reader.tensors
     head[-1, -1] += 1
     edit_tensors(tmp_path, {'lm_head.weight': head})
     message = 'lm_head.weight differs from .*says that they are tied'
@@ -436,6 +566,9 @@ def test_an_index_that_leaves_the_folder_is_refused(tmp_path, file):
 def test_an_index_must_be_that_of_the_shards(tmp_path):
     save_hf('llama', tmp_path, max_shard_size='20KB')
     shards = weight_files(str(tmp_path))[2:]
+    absent = 'model.layers.0.self_attn.rotary_emb.inv_freq'
+    edit_index(tmp_path, **{absent: shards[0]})
+    HuggingFaceReader(str(tmp_path))
     edit_index(tmp_path, **{'x': shards[0]})
     message = f'it says that x is in {shards[0]}, and it is in None'
     with pytest.raises(CheckpointError, match=message):
@@ -445,6 +578,15 @@ def test_an_index_must_be_that_of_the_shards(tmp_path):
         HuggingFaceReader(str(tmp_path))
     (tmp_path / 'model.safetensors.index.json').write_text('{}')
     with pytest.raises(CheckpointError, match='it has no weight_map'):
+        HuggingFaceReader(str(tmp_path))
+
+
+def test_an_index_may_list_a_head_that_is_the_embedding(tmp_path):
+    save_hf('llama, tied', tmp_path, max_shard_size='20KB')
+    edit_index(tmp_path, **{'lm_head.weight': weight_files(str(tmp_path))[2]})
+    HuggingFaceReader(str(tmp_path))
+    edit_config(tmp_path, tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match='it has no lm_head.weight'):
         HuggingFaceReader(str(tmp_path))
 
 

@@ -40,6 +40,27 @@ QK_NORM = {'qk_gn': True, 'norm_type': 'rmsnorm', 'norm_eps': 1e-5}
 XPOS = {'rope_impl': 'dail', 'rope_dail_config': {'type': 'xpos'}}
 TUNED = {'attn_temperature_tuning': {'attn_scale': 0.1}}
 DYNAMIC = {'rope_hf_config': {'type': 'dynamic', 'factor': 2.0}}
+ORDER = [{'name': 'default', 'repeat': 2}, {'name': 'other'}]
+NO_ROPE = {
+    'order': ORDER,
+    'overrides': {
+        'other': {
+            'attn_config': {
+                'nope': True,
+            },
+        },
+    },
+}
+WINDOW = {
+    'order': ORDER,
+    'overrides': {
+        'other': {
+            'attn_config': {
+                'sliding_window_size': 4,
+            },
+        },
+    },
+}
 NO_NORM = {'moe_normalize_expert_weights': None}
 
 
@@ -70,12 +91,17 @@ NO_NORM = {'moe_normalize_expert_weights': None}
         (0, {}, {}, {'norm_type': 'low_precision_layernorm'}, None,
          "norm_type='layernorm'"),
         (0, {}, {}, {'no_bias': False}, None, 'model.no_bias=False'),
-        (0, {}, {}, {'logit_scale': 0.3}, None, 'logit_scale=0.3'),
+        (0, {}, {}, {'logit_scale': 0.3}, 'mistral', 'scale=0.3'),
+        (0, {}, {}, {'logit_scale': 0}, 'granite', 'logit_scale=0: .*above 0'),
         (0, {}, {}, {'logit_scale': 0.125}, 'llama', 'logit_scale='),
         (0, {}, {}, {'tie_word_embeddings': True}, 'gemma',
          "logit_scale=None: .*'inv_sqrt_d_model'"),
         (0, {}, {}, {}, 'gemma', "ffn_act_fn=.*'silu'"),
         (0, {}, {}, {'block_overrides': {'order': []}}, None, 'block_overrid'),
+        (0, {}, {}, {'block_overrides': NO_ROPE}, 'llama', 'block_overrides=.*'
+         'can hold only None'),
+        (0, {}, {}, {'block_overrides': WINDOW}, None, 'block_overrides=.*smol'),
+        (1, {}, {}, {'block_overrides': NO_ROPE}, None, 'overrides=.*mixtral'),
         (0, {'sliding_window_size': 3}, {}, {}, 'llama', 'size=3: .*llama'),
         (0, {}, {}, {'attention_bias': True}, 'llama', 'attention_bias=True'),
         (0, {}, {}, {}, 'qwen2', 'attention_bias=False: .*qwen2 .*only True'),
@@ -87,7 +113,8 @@ NO_NORM = {'moe_normalize_expert_weights': None}
         (1, {}, NO_NORM, {}, None, 'moe_normalize_expert_weights=None'),
         (1, QK_NORM, {'moe_normalize_expert_weights': 2}, {}, None,
          'weights=2'),
-        (1, {}, {}, {'attention_bias': True}, None, 'attention_bias=True'),
+        (1, {}, {}, {'attention_bias': True}, 'mixtral', 'attention_bias=True'),
+        (1, {}, {}, {'attention_bias': True, 'head_dim': 8}, None, 'head_dim=8'),
         (1, {}, {'ffn_type': 'torch_dmoe', 'mlp_type': 'glu',
                  'moe_normalize_expert_weights': 1, 'moe_top_k': None}, {},
          None, 'moe_top_k=None'),

@@ -304,6 +304,63 @@ def test_defaults_that_follow_from_other_keys():
     assert 'head_dim' not in section
 
 
+def test_layers_without_rope():
+    # As published of SmolLM3-3B: every fourth has none.
+    hf = {'model_type': 'smollm3', 'no_rope_layers': [1, 1, 1, 0] * 9}
+    section = to_mpt(hf)
+    assert section == to_mpt({'model_type': 'smollm3'})
+    assert section['block_overrides'] == {
+        'order': [
+            {
+                'name': 'default',
+                'repeat': 3,
+            },
+            {
+                'name': 'no_rope',
+                'repeat': 1,
+            },
+        ] * 9,
+        'overrides': {
+            'no_rope': {
+                'attn_config': {
+                    'nope': True,
+                },
+            },
+        },
+    }
+    assert to_huggingface(section)['no_rope_layers'] == hf['no_rope_layers']
+    hf['no_rope_layers'] = [1] * 36
+    assert 'block_overrides' not in to_mpt(hf)
+
+
+def test_layers_without_experts():
+    hf = {
+        'model_type': 'qwen3_moe',
+        'num_hidden_layers': 6,
+        'intermediate_size': 768,
+        'moe_intermediate_size': 768,
+        'decoder_sparse_step': 2,
+        'mlp_only_layers': [3],
+    }
+    section = to_mpt(hf)
+    assert section['ffn_config']['moe_layers'] == [1, 5]
+    assert to_huggingface(section)['mlp_only_layers'] == [0, 2, 3, 4]
+
+
+def test_the_factors_of_a_granite_are_the_logits_or_the_weights():
+    hf = {
+        'model_type': 'granite',
+        'embedding_multiplier': 12.0,
+        'logits_scaling': 8.0,
+        'attention_multiplier': 0.015625,
+    }
+    section = to_mpt({**hf, 'tie_word_embeddings': True})
+    assert section['logit_scale'] == pytest.approx(1 / 96)
+    assert section['attn_config']['softmax_scale'] == 128**-0.5
+    section = to_mpt({**hf, 'tie_word_embeddings': False})
+    assert section['logit_scale'] is None
+
+
 def test_a_head_size_of_its_own_needs_unfused_projections():
     section = to_mpt({**LLAMA_3_8B, 'head_dim': 64})
     assert section['head_dim'] == 64
@@ -404,8 +461,32 @@ YARN = {'rope_type': 'yarn', 'factor': 2.0}
         ({'num_hidden_layers': 0}, 'num_hidden_layers=0: it is a size'),
         ({'head_dim': True}, 'head_dim=True: it is a size'),
         ({'model_type': 'gemma', 'num_key_value_heads': None}, 'heads=None'),
-        ({'model_type': 'qwen3_moe', 'decoder_sparse_step': 2}, 'step=2: some'),
-        ({'model_type': 'qwen3_moe', 'mlp_only_layers': [3]}, r'layers=\[3\]'),
+        (
+            {'model_type': 'qwen3_moe', 'decoder_sparse_step': 2},
+            r'intermediate_size=14336: .* is 768 \(moe_intermediate_size\)',
+        ),
+        (
+            {'model_type': 'qwen3_moe', 'mlp_only_layers': [*range(32)]},
+            'mlp_only_layers=.*: with decoder_sparse_step=1 no layer has exp',
+        ),
+        ({'model_type': 'qwen3_moe', 'mlp_only_layers': 3}, 'layers=3: it is'),
+        ({'model_type': 'qwen2_moe', 'decoder_sparse_step': 0}, 'step=0: it is'),
+        ({'model_type': 'smollm3', 'no_rope_layers': [1, 0]}, 'of 32 layers'),
+        ({'model_type': 'smollm3', 'no_rope_layers': [2] * 32}, 'it is no list'),
+        ({'model_type': 'smollm3', 'use_sliding_window': True}, 'window=True: o'),
+        ({'model_type': 'granite', 'logits_scaling': 0}, 'logits_scaling=0: it'),
+        (
+            {'model_type': 'granite', 'embedding_multiplier': '12'},
+            "embedding_multiplier='12': it is not a number above 0",
+        ),
+        ({'model_type': 'phi3', 'resid_pdrop': 2}, 'resid_pdrop=2: it is not a s'),
+        (
+            {'model_type': 'mpt', 'attn_config': {'prefix_lm': True}},
+            'attn_config.prefix_lm=True: attention is not causal',
+        ),
+        ({'model_type': 'mpt', 'ffn_config': 5}, 'ffn_config=5: it is no mapping'),
+        ({'model_type': 'phi'}, "='phi': .* side by side, .* part of each head"),
+        ({'model_type': 'qwen3_next'}, 'three of four layers are linear attent'),
         (
             {
                 'model_type': 'qwen2',
