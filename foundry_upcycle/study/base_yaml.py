@@ -242,7 +242,7 @@ def _duration(path: Path, value: Any) -> Duration:
             key,
             value,
             'a study counts tokens or steps.',
-            'write it in tok or ba, here or in overrides.',
+            'write it in tok or ba.',
         )
     return duration
 

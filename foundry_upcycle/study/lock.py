@@ -1,4 +1,4 @@
-"""One runner at a time works on a study's folder."""
+"""Who works on a study: one runner on its folder, one process on a run."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from typing import Iterator
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['exclusive']
+__all__ = ['exclusive', 'is_held', 'only_one']
 
 
 @contextmanager
@@ -60,3 +60,28 @@ def exclusive(folder: Path) -> Iterator[int]:
         lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         lock.flush()
         yield lock.fileno()
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[bool]:
+    """Holds the lock of a file, which is made if need be.
+
+    Yields:
+        False where another holds it, alone or with others.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def is_held(path: Path) -> bool:
+    """Whether any process holds the lock of a file."""
+    if not path.exists():
+        return False
+    with only_one(path) as is_free:
+        return not is_free

@@ -1,64 +1,58 @@
 """The YAMLs in a study's folder, which stay as they were when runs started."""
 
-import difflib
 from pathlib import Path
 from typing import Container, Iterable, Mapping, Optional
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.files import write_whole
 from foundry_upcycle.study.config import Study
+from foundry_upcycle.study.earlier import renew_evaluations
 from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.run_yamls import HEADER, eval_yaml, train_yaml
+from foundry_upcycle.study.settings import difference
+from foundry_upcycle.study.variables import require_variables_used
 
 __all__ = ['require_unchanged', 'write_yamls']
 
-# What begins a line of a YAML that may differ after a run has started.
-_FREE = (
-    '#',  # The header, which says where the YAML is from.
-    'console_log_interval:',
-    'device_eval_batch_size:',
-    'device_train_microbatch_size:',
-    'dist_timeout:',
-    'log_to_console:',
-    'progress_bar:',
-    'python_log_level:',
-    'save_interval:',
-    'save_num_checkpoints_to_keep:',
-)
 _NAME_ANOTHER = (
     'name another folder and another name (MLflow finds runs by their names).'
 )
+_EVALUATE = 'let `foundry-upcycle study run` evaluate anew.'
 
 
 def write_yamls(grid: Grid, measured: Optional[Measured] = None) -> None:
     """Writes the YAML of every run whose learning rate is known.
 
-    Those of runs that wait for a sweep follow when that is done. Runs that have
-    started keep the YAML that they started with, from which the plan must not
-    differ; YAMLs of runs that never started and are planned no more go. Files
-    that no study planned stay.
+    Those of runs that wait for a sweep follow when that is done. A training
+    that has started keeps what it started with, from which the plan must not
+    differ; an evaluation that has is done anew where the plan differs, and what
+    it measured is kept. YAMLs of runs that never started and are planned no
+    more go. Files that no study planned stay.
 
     Args:
         grid: The study's runs. The caller has the lock of the study's folder.
         measured: What they have left, if that is read.
 
     Raises:
-        ConfigError: As ``require_unchanged``; or a file that no study planned
-            is in the way.
+        ConfigError: As ``require_unchanged``, of trainings; or a file that no
+            study planned is in the way; or an evaluation that is to be done
+            anew still goes on.
     """
     measured = measured or Measured(grid)
     texts = _all_texts(measured)
-    _require_unchanged(measured, texts)
+    started = _started(measured)
+    _refuse_changes(measured, started, _of_trainings(measured.grid, texts))
     planned = [
         path for path in grid.study.folder.glob('yamls/*.yaml')
         if path.read_bytes().startswith(HEADER.encode())
     ]
     _refuse_others(grid.study, planned, texts)
     for path in planned:
-        if path not in texts:
+        if path not in texts and path not in started:
             path.unlink()
+    renew_evaluations(measured, started, texts)
     for path, text in texts.items():
         write_whole(path, text)
 
@@ -81,50 +75,46 @@ def _refuse_others(
 def require_unchanged(measured: Measured) -> None:
     """Checks that a study is the one that its folder has results of.
 
-    Further runs are no change, fewer are one. A training has started when it
-    has a checkpoint or has logged a loss, an evaluation when it has answers or
-    has logged anything: what failed before may be mended. Settings that say
-    how a run goes and not what it computes may change (``device_...``: how
-    much a device takes at a time; what is shown; how often it is saved).
+    Runs that are planned no more, or for the first time, are no change. A
+    training has started when it has a checkpoint or has logged a loss, an
+    evaluation when it has answers or has logged anything: what failed before
+    may be mended. Settings that say how a run goes and not what it computes may
+    change (``device_...``: how much a device takes at a time; what is shown;
+    how often it is saved).
 
     Args:
         measured: What the study's runs have left.
 
     Raises:
-        ConfigError: The YAML of a run that has started would be another, and
-            the message ends with the difference; or there would be none; or
-            there is none, though the run has checkpoints.
+        ConfigError: What has started has a YAML that sets something else than
+            it would now, and the message ends with the difference; or it would
+            have none; or it has none, though there are checkpoints.
     """
-    _require_unchanged(measured, _all_texts(measured))
+    _refuse_changes(measured, _started(measured), _all_texts(measured))
 
 
-def _require_unchanged(measured: Measured, texts: Mapping[Path, str]) -> None:
+def _refuse_changes(
+    measured: Measured,
+    started: Container[Path],
+    texts: Mapping[Path, str],
+) -> None:
     grid = measured.grid
     _require_yamls(grid.study)
-    started = _started(measured)
-    _require_all_planned(grid.study, started, texts)
+    _require_known_rates(grid, started, texts)
+    trainings = _of_trainings(grid, texts)
     for path, text in texts.items():
         if path not in started:
             continue
-        before, now = _settings(path.read_text()), _settings(text)
-        if before == now:
-            continue
-        difference = difflib.unified_diff(
-            before,
-            now,
-            f'{path} (has started)',
-            'as the study now plans it',
-            lineterm='',
-            n=1,
-        )
-        raise ConfigError(
-            'folder',
-            str(grid.study.folder),
-            f'{path.stem} has started with other settings than it would have '
-            'now.',
-            f'undo the change, or {_NAME_ANOTHER} The difference:\n' +
-            '\n'.join(difference),
-        )
+        changed = difference(path, text, grid.study.folder)
+        if changed:
+            otherwise = _NAME_ANOTHER if path in trainings else _EVALUATE
+            raise ConfigError(
+                'folder',
+                str(grid.study.folder),
+                f'{path.stem} has started with other settings than it would '
+                'have now.',
+                f'undo the change, or {otherwise} The difference:\n{changed}',
+            )
 
 
 def _require_yamls(study: Study) -> None:
@@ -145,25 +135,37 @@ def _require_yamls(study: Study) -> None:
         )
 
 
-def _require_all_planned(
-    study: Study,
-    started: Iterable[Path],
-    texts: Mapping[Path, str],
+def _require_known_rates(
+    grid: Grid,
+    started: Container[Path],
+    texts: Container[Path],
 ) -> None:
-    gone = [path.stem for path in started if path not in texts]
-    if gone:
+    paths = [RunFiles(grid.study, run.name).train_yaml for run in grid.runs]
+    waiting = [
+        path.stem for path in paths if path in started and path not in texts
+    ]
+    if waiting:
         raise ConfigError(
             'folder',
-            str(study.folder),
-            f"it has results of {', '.join(gone)}, which the study no longer "
-            'has, or has only after a sweep that is not done.',
+            str(grid.study.folder),
+            f"it has results of {', '.join(waiting)}, which the study now has "
+            'only after a sweep that is not done.',
             f'undo the change, or {_NAME_ANOTHER}',
         )
+
+
+def _of_trainings(
+    grid: Grid,
+    texts: Mapping[Path, str],
+) -> Mapping[Path, str]:
+    paths = [RunFiles(grid.study, run.name).train_yaml for run in grid.runs]
+    return {path: texts[path] for path in paths if path in texts}
 
 
 def _all_texts(measured: Measured) -> dict[Path, str]:
     texts = {}
     grid = measured.grid
+    require_variables_used(grid)
     for run in grid.runs:
         files = RunFiles(grid.study, run.name)
         rate = measured.learning_rate(run)
@@ -191,8 +193,3 @@ def _started(measured: Measured) -> list[Path]:
         path for name, path in files.items()
         if name in saved or tracking.keys(name)
     )
-
-
-def _settings(text: str) -> list[str]:
-    """The lines of a YAML that must stay: neither the header, nor ``_FREE``."""
-    return [line for line in text.splitlines() if not line.startswith(_FREE)]

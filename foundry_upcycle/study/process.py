@@ -146,6 +146,8 @@ def _signals_wait() -> Iterator[None]:
 class Progress:
     """Turns Composer's console log into one line a report.
 
+    ``passing_fault`` is an error that a second try does not meet again.
+
     Args:
         clock: Seconds, from whenever.
     """
@@ -154,6 +156,10 @@ class Progress:
     _LOSS = re.compile(r'Train metrics/train/LanguageCrossEntropy: ([\d.]+)')
     _SPEED = re.compile(r'Train throughput/tokens_per_sec: ([\d.]+)')
     _EVAL = re.compile(r'\[Eval batch=1/\d+\] Eval on (\S+) data')
+    # Two processes of a machine took one name, or one port, at a time.
+    _PASSING = re.compile(
+        r"File(Exists|NotFound)Error: .*'/\d{6}_\w+'|EADDRINUSE",
+    )
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -161,6 +167,7 @@ class Progress:
         self._left = ''
         self.batch = ''
         self.loss = ''
+        self.passing_fault = ''
 
     def __call__(self, line: str) -> Optional[str]:
         """Returns what to show after one more line, if anything."""
@@ -175,6 +182,8 @@ class Progress:
             return f'{self.batch}  {self.loss}  {speed}{self._left}'
         elif match := self._EVAL.match(line):
             return f'evaluates on {match[1]}'
+        elif self._PASSING.search(line):
+            self.passing_fault = line
         return None
 
     def _estimate(self, step: int, n_steps: int) -> None:

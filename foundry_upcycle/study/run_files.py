@@ -22,3 +22,8 @@ class RunFiles:
         self.eval_log = folder / 'logs' / f'{evaluation_run_name(name)}.log'
         self.checkpoints = folder / 'checkpoints' / name
         self.answers = folder / 'answers' / name
+        # Held while that goes on.
+        self.train_lock = folder / 'locks' / f'{name}.lock'
+        self.eval_lock = (
+            folder / 'locks' / f'{evaluation_run_name(name)}.lock'
+        )

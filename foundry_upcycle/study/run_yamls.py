@@ -1,10 +1,11 @@
 """The Foundry YAMLs of a study's runs: one to train, one to evaluate."""
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterable, Mapping, Optional
 
 from omegaconf import DictConfig, OmegaConf
 
+from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.base_yaml import BaseYaml
 from foundry_upcycle.study.config import Study
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
@@ -18,6 +19,8 @@ HEADER = '# Planned from '
 # Registered optimizers that decouple weight decay from the learning rate, by
 # which they divide its part of the step; and all named decoupled_*.
 _DECOUPLED = ('adalr_lion', 'clip_lion')
+# A key that is removed.
+_GONE = object()
 
 
 def train_yaml(grid: Grid, run: Run, rate: Optional[float]) -> str:
@@ -35,23 +38,9 @@ def train_yaml(grid: Grid, run: Run, rate: Optional[float]) -> str:
         run: One of them.
         rate: Its learning rate, if the study or a sweep says one.
     """
-    config = run.base.config.copy()
-    files = RunFiles(grid.study, run.name)
-    config.run_name = run.name
-    config.max_duration = run.base.max_duration(run.n_steps)
-    config.save_folder = str(files.checkpoints)
-    config.autoresume = True
-    if run.place.seed is not None:
-        _set_seeds(config, run.place.seed)
-    if run.role != 'dense':
-        _set_start(config, run, _last_checkpoint(grid, grid.dense_start(run)))
-    if rate is not None:
-        _set_learning_rate(config, rate)
-    # What is done is told by the names of Composer's default.
-    for key in ('save_filename', 'save_latest_filename'):
-        config.pop(key, None)
-    _set_mlflow(config, grid.study, run)
-    return _text(config, run.base.path)
+    settings = _train_settings(grid, run, rate)
+    _refuse_overrides(run.base, settings)
+    return _text(run.base.config, settings, run.base.path)
 
 
 def eval_yaml(grid: Grid, evaluation: EvaluationYaml, run: Run) -> str:
@@ -59,45 +48,92 @@ def eval_yaml(grid: Grid, evaluation: EvaluationYaml, run: Run) -> str:
 
     It is evaluated at the sequence length that it was trained with.
     """
-    config = evaluation.config.copy()
-    name = evaluation_run_name(run.name)
-    config.run_name = name
-    config.models = [_model_entry(grid, run)]
-    config.max_seq_len = run.base.seq_len
-    _update(
-        config,
-        'callbacks.icl_results',
-        folder=str(RunFiles(grid.study, run.name).answers),
+    files = RunFiles(grid.study, run.name)
+    settings = {
+        'run_name': evaluation_run_name(run.name),
+        'models': [_model_entry(grid, run)],
+        'max_seq_len': run.base.seq_len,
+        'callbacks.icl_results.folder': str(files.answers),
         # An evaluation that died is done again.
-        overwrite=True,
-    )
-    _set_mlflow(config, grid.study, run)
-    return _text(config, evaluation.path)
+        'callbacks.icl_results.overwrite': True,
+        'loggers.mlflow': _mlflow(grid.study, run),
+    }
+    return _text(evaluation.config, settings, evaluation.path)
 
 
-def _set_learning_rate(config: DictConfig, rate: float) -> None:
-    optimizer = config.optimizer
+def _train_settings(
+    grid: Grid,
+    run: Run,
+    rate: Optional[float],
+) -> dict[str, Any]:
+    """All that a study sets in a run's YAML: full keys, and their values."""
+    settings = {
+        'run_name': run.name,
+        'max_duration': run.base.max_duration(run.n_steps),
+        'save_folder': str(RunFiles(grid.study, run.name).checkpoints),
+        'autoresume': True,
+        # What is done is told by the names of Composer's default.
+        'save_filename': _GONE,
+        'save_latest_filename': _GONE,
+        'loggers.mlflow': _mlflow(grid.study, run),
+    }
+    if run.place.seed is not None:
+        settings.update(_seeds(run.base, run.place.seed))
+    if run.role != 'dense':
+        start = _last_checkpoint(grid, grid.dense_start(run))
+        settings.update(_start(run.base, start))
+    if rate is not None:
+        settings.update(_learning_rate(run.base, rate))
+    return settings
+
+
+def _refuse_overrides(base: BaseYaml, settings: Iterable[str]) -> None:
+    """Refuses what would be overwritten."""
+    for key in settings:
+        value: Any = base.phase.overrides
+        for name in key.split('.'):
+            value = value.get(name, _GONE) if isinstance(value, dict) else _GONE
+        if value is not _GONE:
+            raise ConfigError(
+                f'{base.key}.overrides.{key}',
+                value,
+                'the study sets it itself, for each of its runs.',
+                'remove it; it follows from durations, seeds, lr, name, folder '
+                'and tracking_uri of the study YAML.',
+            )
+
+
+def _learning_rate(base: BaseYaml, rate: float) -> dict[str, Any]:
+    optimizer = base.config.optimizer
     name = str(optimizer.name)
+    settings: dict[str, Any] = {'optimizer.lr': rate}
     if name.startswith('decoupled') or name in _DECOUPLED:
-        optimizer.weight_decay *= rate / optimizer.lr
-    optimizer.lr = rate
+        settings['optimizer.weight_decay'] = (
+            optimizer.weight_decay * (rate / optimizer.lr)
+        )
+    return settings
 
 
-def _set_seeds(config: DictConfig, seed: int) -> None:
-    config.seed = seed
-    if OmegaConf.select(config, 'train_loader.dataset') is not None:
-        config.train_loader.dataset.shuffle_seed = seed
-    if OmegaConf.select(config, 'callbacks.sparse_upcycling') is not None:
-        config.callbacks.sparse_upcycling.seed = seed
+def _seeds(base: BaseYaml, seed: int) -> dict[str, Any]:
+    settings = {'seed': seed}
+    for section, key in (
+        ('train_loader.dataset', 'shuffle_seed'),
+        ('callbacks.sparse_upcycling', 'seed'),
+    ):
+        if OmegaConf.select(base.config, section) is not None:
+            settings[f'{section}.{key}'] = seed
+    return settings
 
 
-def _set_start(config: DictConfig, run: Run, checkpoint: str) -> None:
-    if run.base.is_upcycling:
-        config.callbacks.sparse_upcycling.source_path = checkpoint
-        return
-    config.load_path = checkpoint
+def _start(base: BaseYaml, checkpoint: str) -> dict[str, Any]:
+    if base.is_upcycling:
+        return {
+            'callbacks.sparse_upcycling.source_path': checkpoint,
+            # The callback refuses to act on a model that was loaded.
+            'load_path': _GONE,
+        }
     # A fresh optimizer, as in the paper.
-    config.load_weights_only = True
+    return {'load_path': checkpoint, 'load_weights_only': True}
 
 
 def last_checkpoint_name(base: BaseYaml) -> str:
@@ -118,17 +154,15 @@ def _last_checkpoint(grid: Grid, run: Run) -> str:
     return str(folder / last_checkpoint_name(run.base))
 
 
-def _set_mlflow(config: DictConfig, study: Study, run: Run) -> None:
+def _mlflow(study: Study, run: Run) -> dict[str, Any]:
+    """Whole: metrics that are renamed or left out would not be found."""
     tags = {
         'model': run.place.model,
         'duration': run.place.duration,
         'arm': run.place.arm or 'dense',
         'fraction': f'{run.place.fraction:g}',
     }
-    if config.get('loggers') is None:
-        config.loggers = {}
-    # Whole: metrics that are renamed or left out would not be found.
-    config.loggers['mlflow'] = {
+    return {
         'experiment_name': study.name,
         'tracking_uri': study.tracking_uri,
         'tags': tags,
@@ -155,12 +189,14 @@ def _model_entry(grid: Grid, run: Run) -> dict[str, Any]:
     }
 
 
-def _update(config: DictConfig, key: str, **settings: Any) -> None:
-    """Sets keys of a section, which is made if it is not there."""
-    OmegaConf.update(config, key, settings, merge=True, force_add=True)
-
-
-def _text(config: DictConfig, base: Path) -> str:
+def _text(config: DictConfig, settings: Mapping[str, Any], base: Path) -> str:
+    """A YAML with these keys set, or removed."""
+    config = config.copy()
+    for key, value in settings.items():
+        if value is _GONE:
+            config.pop(key, None)
+        else:
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
     header = (
         f'{HEADER}{base} by `foundry-upcycle study`: change that, or\n'
         '# the study YAML.\n'

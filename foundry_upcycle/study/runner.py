@@ -11,7 +11,7 @@ from typing import Callable, Iterator
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.interrupted import mend_checkpoints
-from foundry_upcycle.study.lock import exclusive
+from foundry_upcycle.study.lock import exclusive, only_one
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.plan_files import write_yamls
 from foundry_upcycle.study.preflight import check_runs
@@ -27,6 +27,7 @@ from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.run_yamls import last_checkpoint_name
 from foundry_upcycle.study.tasks import (
     Kind,
+    State,
     Task,
     command,
     list_tasks,
@@ -38,6 +39,8 @@ __all__ = ['StudyRunner', 'dry_run']
 
 # Before a command that starts in whatever environment.
 _UNREDIRECTED = ('env', *(f'--unset={name}' for name in REDIRECTING))
+# Processes of one task may share its lock; not with a runner that has it.
+_HOLDING = ('flock', '--shared', '--timeout', '5')
 # What a task is estimated by: evaluations by their number.
 _Class = tuple[Kind, bool]
 
@@ -45,23 +48,42 @@ _Class = tuple[Kind, bool]
 def dry_run(grid: Grid) -> Iterator[str]:
     """The commands that can start now, as lines of a shell script.
 
-    Nothing marks a run that goes on elsewhere, and one that starts before what
-    it needs is done would take an unfinished checkpoint. So what waits is only
-    named, in comments.
+    Each marks its task while it goes on, by a lock. One that starts before what
+    it needs is done would take an unfinished checkpoint. So what goes on and
+    what waits is only named, in comments.
 
     Raises:
         ConfigError: As ``StudyRunner.run``, but for the scripts.
         TaskDataError: A task's file can't be used.
+        CheckpointError: A checkpoint can't be opened.
     """
-    with exclusive(grid.study.folder):
+    study = grid.study
+    with exclusive(study.folder):
         measured = _prepare(grid)
-    for task in list_tasks(grid):
-        found = state(measured, task)
+        states = [(task, _mended(measured, task)) for task in list_tasks(grid)]
+    for task, found in states:
         if found in ('ready', 'started'):
-            yield shlex.join([*_UNREDIRECTED, *command(grid, task)])
+            lock = task.lock(study)
+            lock.parent.mkdir(exist_ok=True)
+            words = (*_HOLDING, str(lock), *_UNREDIRECTED)
+            yield shlex.join([*words, *command(grid, task)])
         elif found == 'waits':
             needs = ', '.join(waits_for(measured, task))
             yield f'# {task.name} after {needs}'
+        elif found == 'running':
+            yield f'# {task.name} goes on'
+
+
+def _mended(measured: Measured, task: Task) -> State:
+    """How far a task is, once it can go on from its newest checkpoint."""
+    found = state(measured, task)
+    if task.kind == 'train' and found in ('ready', 'started'):
+        files = RunFiles(measured.grid.study, task.run.name)
+        name = last_checkpoint_name(task.run.base)
+        mend_checkpoints(files.checkpoints, name)
+        # If only the link to the last one was missing, it is done.
+        found = state(measured, task)
+    return found
 
 
 def _prepare(grid: Grid) -> Measured:
@@ -126,21 +148,14 @@ class StudyRunner:
         n_tasks: int,
         lock: int,
     ) -> None:
-        files = RunFiles(self.grid.study, task.run.name)
-        found = state(measured, task)
-        if task.kind == 'train' and found in ('ready', 'started'):
-            name = last_checkpoint_name(task.run.base)
-            mend_checkpoints(files.checkpoints, name)
-            # If only the link to the last one was missing, it is done.
-            found = state(measured, task)
+        found = _mended(measured, task)
         number = f'{n_tasks - len(left) + 1}/{n_tasks}'
-        if found in ('done', 'not needed', 'waits'):
+        if found not in ('ready', 'started'):
             self.say(f'[{number} {task.name}] {found}')
             return
         if task.kind == 'train' and self.grid.sweep_for(task.run):
             # Its learning rate is known now.
             write_yamls(self.grid, measured)
-        words = command(self.grid, task)
         time_left = self._pace.left(measured, left)
         self.say(
             f"[{number} {task.name}] {'goes on' if found == 'started' else 'starts'}"
@@ -156,17 +171,8 @@ class StudyRunner:
             signs.append(time.monotonic() - started)
             self.say(f'[{number} {task.name}] {line}')
 
-        log = files.train_log if task.kind == 'train' else files.eval_log
-        # The launcher of this environment.
-        words[0] = str(_launcher(words[0]))
         try:
-            run_process(words, log, Progress(), show, pass_fds=[lock])
-            measured.refresh()
-            if state(measured, task) != 'done':
-                raise RunFailed(
-                    'it ended without an error and without all that it was '
-                    f'to measure. {end_of_log(log)}',
-                )
+            self._process(measured, task, show, lock)
         except RunFailed as error:
             self.failed[task.name] = str(error)
             self.say(f'[{number} {task.name}] failed: {error}')
@@ -175,6 +181,38 @@ class StudyRunner:
         if found == 'ready' and signs:  # Not the rest of a run.
             self._pace.add(task, signs[0], seconds)
         self.say(f'[{number} {task.name}] done in {duration_text(seconds)}')
+
+    def _process(
+        self,
+        measured: Measured,
+        task: Task,
+        show: Callable[[str], None],
+        lock: int,
+    ) -> None:
+        """Does a task; once more, after a fault of the machine that passes."""
+        program, *arguments = command(self.grid, task)
+        # The launcher of this environment.
+        words = [str(_launcher(program)), *arguments]
+        files = RunFiles(self.grid.study, task.run.name)
+        log = files.train_log if task.kind == 'train' else files.eval_log
+        progress = Progress()
+        with only_one(task.lock(self.grid.study)) as is_free:
+            if not is_free:
+                raise RunFailed('it has just been started elsewhere.')
+            try:
+                run_process(words, log, progress, show, pass_fds=[lock])
+            except RunFailed:
+                if not progress.passing_fault:
+                    raise
+                show(f'tries once more, after {progress.passing_fault}')
+                run_process(words, log, Progress(), show, pass_fds=[lock])
+            finally:
+                measured.refresh()
+        if state(measured, task) != 'done':
+            raise RunFailed(
+                'it ended without an error and without all that it was to '
+                f'measure. {end_of_log(log)}',
+            )
 
 
 class _Pace:
@@ -231,6 +269,8 @@ def _amount(task: Task) -> float:
 
 
 def _why(measured: Measured, task: Task) -> str:
+    if state(measured, task) == 'running':
+        return 'it goes on elsewhere.'
     needs = waits_for(measured, task)
     if needs:
         return f"it waits for {', '.join(needs)}."

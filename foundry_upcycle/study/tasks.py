@@ -1,9 +1,12 @@
 """What is to be done for a study, in order, and what of it is done."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Iterator, Literal
 
+from foundry_upcycle.study.config import Study
 from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
+from foundry_upcycle.study.lock import is_held
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.run_files import RunFiles
 
@@ -20,7 +23,7 @@ __all__ = [
 Kind = Literal['train', 'evaluate']
 # What `foundry-upcycle study status` says of a task. One that is not needed
 # evaluates a run that lost its sweep.
-State = Literal['done', 'ready', 'started', 'waits', 'not needed']
+State = Literal['done', 'ready', 'started', 'running', 'waits', 'not needed']
 
 _SCRIPTS = {'train': 'train.py', 'evaluate': 'eval.py'}
 
@@ -42,6 +45,11 @@ class Task:
         """That of the task's run in MLflow."""
         name = self.run.name
         return name if self.kind == 'train' else evaluation_run_name(name)
+
+    def lock(self, study: Study) -> Path:
+        """What is held while it goes on, wherever it does."""
+        files = RunFiles(study, self.run.name)
+        return files.train_lock if self.kind == 'train' else files.eval_lock
 
 
 def list_tasks(grid: Grid) -> tuple[Task, ...]:
@@ -71,6 +79,14 @@ def state(measured: Measured, task: Task) -> State:
         measured: What the study's runs have left.
         task: One of its tasks.
     """
+    found = _state(measured, task)
+    can_start = found in ('ready', 'started')
+    if can_start and is_held(task.lock(measured.grid.study)):
+        return 'running'
+    return found
+
+
+def _state(measured: Measured, task: Task) -> State:
     grid, run = measured.grid, task.run
     if task.kind == 'train':
         if measured.is_trained(run):

@@ -1,15 +1,26 @@
 """Reads the metrics of runs back from MLflow."""
 
+from collections import defaultdict
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Collection, Iterator, Mapping, Optional, Protocol
+from typing import (
+    Any,
+    Collection,
+    Iterator,
+    Mapping,
+    Optional,
+    Protocol,
+    Sequence,
+)
 
 import numpy as np
 
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['Tracking']
+
+# The tag by which Composer finds the run that it resumes.
+_NAME = 'run_name'
 
 
 class Tracking:
@@ -38,7 +49,7 @@ class Tracking:
 
     def refresh(self) -> None:
         """Forgets what was read."""
-        self._runs: Optional[Mapping[str, _LoggedRun]] = None
+        self._runs: Optional[Mapping[str, Sequence[_LoggedRun]]] = None
         self._histories: dict[tuple[str, str], tuple[Any, Any]] = {}
 
     def keys(self, run_name: str) -> Collection[str]:
@@ -71,14 +82,24 @@ class Tracking:
                 self._histories[place] = _once_each(run.logged(key))
         return self._histories[place]
 
+    def rename(self, run_name: str, to: str) -> None:
+        """Gives all runs of a name another."""
+        with self._errors():
+            for run in self._all_runs().get(run_name, ()):
+                run.rename(to)
+        self.refresh()
+
     def _run(self, name: str) -> Optional['_LoggedRun']:
+        # Of several of a name, Composer resumes the first.
+        return next(iter(self._all_runs().get(name, ())), None)
+
+    def _all_runs(self) -> Mapping[str, Sequence['_LoggedRun']]:
         if self._runs is None:
-            runs = {}
+            runs = defaultdict(list)
             for tags, run in self._store.runs(self._experiment):
-                # Of several of a name, Composer resumes the first.
-                runs.setdefault(tags.get('run_name'), run)
+                runs[tags.get(_NAME, '')].append(run)
             self._runs = runs
-        return self._runs.get(name)
+        return self._runs
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -115,6 +136,10 @@ class _LoggedRun(Protocol):
         """(N, 3) time, value and step of each value, as they came."""
         ...
 
+    def rename(self, name: str) -> None:
+        """Gives it another name."""
+        ...
+
 
 _Runs = Iterator[tuple[Mapping[str, str], _LoggedRun]]
 
@@ -133,15 +158,17 @@ class _Server:
     def runs(self, experiment: str) -> _Runs:
         """Tags and metrics of an experiment's runs, the latest run first."""
         found = self._client.get_experiment_by_name(experiment)
-        token = None if found else ''
-        while token != '':
+        if found is None:
+            return
+        token, is_first = None, True
+        while token or is_first:
             page = self._client.search_runs(
                 [found.experiment_id],
                 page_token=token,
             )
             for run in page:
                 yield run.data.tags, _ServedRun(self._client, run)
-            token = page.token or ''
+            token, is_first = page.token, False
 
 
 class _ServedRun:
@@ -154,6 +181,9 @@ class _ServedRun:
     def logged(self, key: str) -> np.ndarray:
         history = self._client.get_metric_history(self._id, key)
         return np.array([(m.timestamp, m.value, m.step) for m in history])
+
+    def rename(self, name: str) -> None:
+        self._client.set_tag(self._id, _NAME, name)
 
 
 class _Folder:
@@ -187,29 +217,37 @@ class _Folder:
                 tag.key: tag.value
                 for tag in tags
             }, _RunFolder(
-                Path(
-                    self._store.root_directory,
-                    found.experiment_id,
-                    info.run_id,
-                ),
+                self._store,
+                found.experiment_id,
+                info.run_id,
             )
 
 
 class _RunFolder:
 
-    def __init__(self, folder: Path):
+    def __init__(self, store: Any, experiment_id: str, run_id: str):
+        self._store = store
+        self._id = run_id
+        folder = Path(store.root_directory, experiment_id, run_id)
         self._metrics = folder / 'metrics'
+        self._keys: Optional[Collection[str]] = None
 
-    @cached_property
+    @property
     def keys(self) -> Collection[str]:
-        return {
-            str(path.relative_to(self._metrics))
-            for path in self._metrics.rglob('*')
-            if path.is_file()
-        }
+        if self._keys is None:
+            self._keys = {
+                str(path.relative_to(self._metrics))
+                for path in self._metrics.rglob('*')
+                if path.is_file()
+            }
+        return self._keys
 
     def logged(self, key: str) -> np.ndarray:
         lines = (self._metrics / key).read_text().splitlines(keepends=True)
         # One without an end is being written.
         whole = [line for line in lines if line.endswith('\n')]
         return np.loadtxt(whole, ndmin=2) if whole else np.empty((0, 3))
+
+    def rename(self, name: str) -> None:
+        from mlflow.entities import RunTag
+        self._store.set_tag(self._id, RunTag(_NAME, name))

@@ -101,7 +101,7 @@ def test_a_warmup_of_another_kind(files: StudyFiles, warmup: str, problem: str):
         ('cpt', 'max_duration', GONE, 'max_duration=None: it is missing'),
         ('cpt', 'max_duration', 1000, 'max_duration=1000: it is not a duration'),
         ('cpt', 'max_duration', '1ep', "max_duration='1ep': a study counts token"
-         's or steps. Fix: write it in tok or ba, here or in overrides'),
+         's or steps. Fix: write it in tok or ba[.]$'),
         ('cpt', 'model', GONE, f'model=None: {UNLIKE_FOUNDRY}'),
         ('cpt', 'model', 'mpt', f"model='mpt': {UNLIKE_FOUNDRY}"),
         ('cpt', 'model.norm_type', 'batch', "model.norm_type='batch': its param"),

@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
-from small_study import LOSS, log
+from small_study import LOSS, leave_answers, leave_training, log
 from study.study_files import GONE, StudyFiles
 
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.study.config import read_study
 from foundry_upcycle.study.grid import Grid, evaluation_run_name, plan_grid
+from foundry_upcycle.study.lock import only_one
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.plan_files import require_unchanged, write_yamls
 from foundry_upcycle.study.run_files import RunFiles
@@ -209,31 +211,104 @@ def test_more_runs_are_no_change(files: StudyFiles):
     )
 
 
-def test_fewer_runs_are_a_change(files: StudyFiles, tmp_path: Path):
+def test_runs_that_are_planned_no_more_keep_what_they_have(files: StudyFiles):
     grid = files.grid()
     write_yamls(grid)
     start(grid, CPT)
-    files.set('study', 'models.m.fractions', [1.0])
-    fewer = files.grid()
-    start(grid, evaluation_run_name(CPT))
-    before = bytes_of(tmp_path / 'results')
-    with pytest.raises(
-            ConfigError,
-            match=f"^folder='{tmp_path}/results': it has results of {CPT}, "
-            f'{CPT}_eval, which the study no longer has, or has only after a '
-            f'sweep that is not done. Fix: undo the change, or {OTHER}$',
-    ):
-        write_yamls(fewer)
-    assert bytes_of(tmp_path / 'results') == before
+    answer(grid)
+    fractions = 'models.m.fractions'
+    fewer = files.set('study', fractions, [1.0]).grid()
+    require_unchanged(Measured(fewer))
+    write_yamls(fewer)
+    started = RunFiles(grid.study, CPT)
+    assert started.train_yaml.exists() and started.eval_yaml.exists()
+    # Planned again, it must be what it was.
+    files.set('study', fractions, [0.5, 1.0])
+    write_yamls(files.grid())
+    files.set('cpt', 'optimizer.lr', 2e-3)
+    with pytest.raises(ConfigError, match=f'{CPT} has started with other'):
+        write_yamls(files.grid())
 
 
-def test_answers_that_are_planned_no_more_are_a_change(files: StudyFiles):
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda text: text.replace('1000ba', '1.0e3ba'),  # Of max_duration.
+        lambda text: text.replace('0.0001', '1.0e-4'),
+        lambda text: text.replace('t_warmup: 10ba', 't_warmup: 10.0ba'),
+        lambda text: text.replace('${max_seq_len}', '4'),
+        lambda text: yaml.safe_dump(yaml.safe_load(text)),  # Sorts its keys.
+    ],
+    ids=['duration', 'number', 'other duration', 'interpolation', 'order'],
+)
+def test_what_is_written_otherwise_is_no_change(files: StudyFiles, write):
+    grid = files.grid()
+    write_yamls(grid)
+    save(grid, CPT)
+    path = files.write().with_name('cpt.yaml')
+    text = path.read_text()
+    assert write(text) != text
+    path.write_text(write(text))
+    again = plan_grid(read_study(files.folder / 'study.yaml'))
+    write_yamls(again)
+    require_unchanged(Measured(again))
+
+
+def test_a_folder_may_be_named_from_elsewhere(files: StudyFiles, monkeypatch):
+    grid = files.grid()
+    write_yamls(grid)
+    save(grid, CPT)
+    monkeypatch.chdir(files.folder)
+    write_yamls(files.set('study', 'folder', 'results').grid())
+
+
+def test_another_evaluation_is_done_anew(files: StudyFiles):
+    """Of trainings that stand; what was measured stays, and counts again."""
+    grid = files.grid()
+    write_yamls(grid)
+    leave_training(grid, grid[CPT])
+    leave_answers(grid, grid[CPT])
+    log(grid, evaluation_run_name(CPT), {'metrics/tasks': [0.5]})
+    before = RunFiles(grid.study, CPT).answers / 'checkpoint.json'
+    text = before.read_text()
+    other = files.set('eval', 'icl_tasks', 'others.yaml').grid()
+    with pytest.warns(UpcyclingWarning,
+                      match='1 evaluations have other settings'):
+        write_yamls(other)
+    measured = Measured(other)
+    assert measured.is_trained(other[CPT])
+    assert not measured.is_evaluated(other[CPT])
+    assert not measured.tracking.keys(evaluation_run_name(CPT))
+    leave_answers(other, other[CPT]).write_text('others')
+    with pytest.warns(UpcyclingWarning):
+        write_yamls(files.set('eval', 'icl_tasks', 'tasks.yaml').grid())
+    assert before.read_text() == text
+    measured = Measured(grid)
+    assert measured.is_evaluated(grid[CPT])
+    assert measured.tracking.last(
+        evaluation_run_name(CPT), 'metrics/tasks'
+    ) == .5
+    kept = [*before.parent.parent.glob(f'{CPT}.*/checkpoint.json')]
+    assert [path.read_text() for path in kept] == ['others']
+
+
+def test_an_evaluation_that_goes_on_is_not_done_anew(files: StudyFiles):
     grid = files.grid()
     write_yamls(grid)
     answer(grid)
-    files.set('study', 'models.m.fractions', [1.0])
-    with pytest.raises(ConfigError, match=f'it has results of {CPT}_eval, '):
-        write_yamls(files.grid())
+    other = files.set('eval', 'icl_tasks', 'others.yaml').grid()
+    with only_one(RunFiles(grid.study, CPT).eval_lock):
+        with pytest.raises(ConfigError,
+                           match=f'{CPT}_eval goes on, with other'):
+            write_yamls(other)
+
+
+def test_an_evaluation_less_is_no_change(files: StudyFiles):
+    grid = files.grid()
+    write_yamls(grid)
+    answer(grid)
+    write_yamls(files.set('study', 'evaluation', GONE).grid())
+    assert RunFiles(grid.study, CPT).eval_yaml.exists()
 
 
 def test_empty_answers_are_none(files: StudyFiles):

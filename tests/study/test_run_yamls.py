@@ -247,6 +247,73 @@ def test_overrides_and_variables_arrive(files: StudyFiles):
     assert planned(grid, UPCYCLED).tokenizer.name == 'another'
 
 
+def flat(config: Any, prefix: str = '') -> dict[str, Any]:
+    """Full keys and values; MLflow's settings count as one."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f'{prefix}{name}'
+        if isinstance(value, DictConfig) and key != 'loggers.mlflow':
+            found |= flat(value, f'{key}.')
+        else:
+            found[key] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    'file,phase,name',
+    [
+        ('dense', 'pretrain', DENSE),
+        ('cpt', 'arms.cpt', CPT),
+        ('upcycled', 'arms.upcycled', 'm_short_upcycled_0.5_s17'),
+    ],
+)
+def test_what_a_study_sets_is_no_override(files, file, phase, name):
+    files.set(file, 'save_filename', 'ba{batch}.pt')
+    files.set(file, 'load_path', 'by_hand.pt')
+    files.set('study', f'models.m.{phase}.lr', 2e-3)
+    before, after = flat(files.contents[file]
+                        ), flat(planned(files.grid(), name))
+    changed = {
+        key
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key)
+    }
+    start = 'callbacks.sparse_upcycling.source_path'
+    assert changed >= {'max_duration', 'save_folder', 'optimizer.lr'}
+    assert file == 'dense' or {'seed', 'load_path'} <= changed
+    assert file != 'upcycled' or start in changed
+    for key in changed:
+        overrides = OmegaConf.create()
+        OmegaConf.update(overrides, key, before.get(key, after.get(key)))
+        files.set('study', f'models.m.{phase}.overrides', overrides)
+        match = f'^models.m.{phase}.overrides.{key}=.*: the study sets it '
+        with pytest.raises(ConfigError, match=match):
+            planned(files.grid(), name)
+
+
+@pytest.mark.parametrize(
+    'place',
+    ['variables', 'models.m.arms.upcycled.overrides.variables'],
+)
+def test_a_variable_that_comes_to_nothing(files: StudyFiles, place: str):
+    files.set('upcycled', 'variables.start', 'by_hand.pt')
+    start = 'callbacks.sparse_upcycling.source_path'
+    files.set('upcycled', start, '${variables.start}')
+    OmegaConf.update(
+        files.contents['study'],
+        f'{place}.start',
+        'mine.pt',
+        force_add=True,
+    )
+    match = f"^{place}.start='mine.pt': it comes to nothing"
+    with pytest.raises(ConfigError, match=match):
+        write_yamls(files.grid())
+    assert not (files.study().folder / 'yamls').exists()
+    # It is something where anything else uses it.
+    files.set('upcycled', 'train_loader.dataset.local', '${variables.start}')
+    write_yamls(files.grid())
+
+
 @pytest.mark.parametrize(
     'name,arm,fraction',
     [(DENSE, 'dense', '0'), (CPT, 'cpt', '0.5'), (UPCYCLED, 'upcycled', '1')],

@@ -3,6 +3,8 @@
 import fcntl
 import math
 import os
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -26,7 +28,7 @@ from foundry_upcycle.study.plan_files import write_yamls
 from foundry_upcycle.study.process import RunFailed
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.runner import StudyRunner, dry_run
-from foundry_upcycle.study.tasks import Task, list_tasks
+from foundry_upcycle.study.tasks import Task, list_tasks, state
 
 SWEPT = 'm_short_upcycled_0.4_s17'
 
@@ -40,6 +42,7 @@ class Machine:
         self.commands: dict[str, list[str]] = {}
         self.broken: set[str] = set()  # They end with an error.
         self.idle: set[str] = set()  # They end without one, and do nothing.
+        self.faults: dict[str, str] = {}  # They end once, and say this.
 
     def __call__(
         self,
@@ -56,6 +59,9 @@ class Machine:
             (self.grid.study.folder / '.lock').stat(),
         )
         name = Path(command[2]).stem
+        if fault := self.faults.pop(name, None):
+            progress(fault)
+            raise RunFailed('exit status 1.')
         assert name not in self.commands, 'it is run twice'
         self.commands[name] = list(command)
         log_path.parent.mkdir(exist_ok=True)
@@ -136,6 +142,52 @@ def test_a_failure_stops_only_what_needs_it(grid: Grid, machine: Machine):
     assert StudyRunner(grid).run()
     assert 'm_short' not in machine.commands
     assert 'm_short_upcycled_0.4_s18_eval' in machine.commands
+
+
+def test_a_fault_of_the_machine_has_a_second_try(grid: Grid, machine: Machine):
+    # streaming's, of a training that starts beside another's end.
+    fault = "FileExistsError: [Errno 17] File exists: '/000000_locals'"
+    machine.faults = {
+        'm_short': fault,
+        'm_short_eval': fault,
+        'm_short_cpt_0.4_s17': "FileExistsError: [Errno 17] File exists: 'a'",
+    }
+    said: list[str] = []
+    assert not StudyRunner(grid, said.append).run()
+    assert f'[1/12 m_short] tries once more, after {fault}' in said
+    # No other error of the first is one.
+    failed = [line for line in said if '] failed: ' in line]
+    assert failed == ['[3/12 m_short_cpt_0.4_s17] failed: exit status 1.']
+
+
+def test_what_goes_on_elsewhere_is_left_to_it(grid: Grid, machine: Machine):
+    write_yamls(grid)
+    files = RunFiles(grid.study, 'm_short')
+    leave_training(grid, grid['m_short'], n_saved=20, n_logged=25)
+    half = files.checkpoints / 'ep0-ba40-rank0.pt'
+    half.write_bytes(b'being saved')
+    torch.save({}, files.checkpoints / 'ep0-ba20-rank0.pt')
+    # As a line of the dry run has it, but for what it does.
+    line = next(line for line in dry_run(grid) if 'm_short.yaml' in line)
+    assert not half.exists()  # Nothing was at work: it was mended.
+    half.write_bytes(b'being saved')
+    words = shlex.split(line)
+    held = words[:words.index('env')]
+    with subprocess.Popen([*held, 'cat'], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as job:
+        assert job.stdin and job.stdout
+        job.stdin.write(b'holds\n')
+        job.stdin.flush()
+        job.stdout.readline()
+        assert '# m_short goes on' in dry_run(grid)
+        assert state(Measured(grid), list_tasks(grid)[0]) == 'running'
+        said: list[str] = []
+        assert not StudyRunner(grid, said.append).run()
+        job.stdin.close()
+    assert said[0] == '[1/12 m_short] running'
+    assert '[m_short] not done: it goes on elsewhere.' in said
+    assert not machine.commands and half.exists()
+    assert StudyRunner(grid).run()
 
 
 def test_a_run_that_leaves_nothing_has_failed(grid: Grid, machine: Machine):
@@ -233,8 +285,9 @@ def test_dry_run_prints_what_can_start(grid: Grid):
     files = RunFiles(grid.study, 'm_short')
     first, *waiting = dry_run(grid)
     # Whatever the environment that it starts in.
+    lock = grid.study.folder / 'locks/m_short.lock'
     assert first == (
-        'env --unset=RUN_NAME --unset=MLFLOW_RUN_ID '
+        f'flock --shared --timeout 5 {lock} env --unset=RUN_NAME --unset=MLFLOW_RUN_ID '
         f'--unset=MLFLOW_EXPERIMENT_ID composer train.py {files.train_yaml}'
     )
     assert len(waiting) == 11 and all(line[0] == '#' for line in waiting)
