@@ -25,20 +25,37 @@ _PAGE = """\
 </html>
 """
 # Colours are the browser's own, so that light and dark both read well; figures
-# keep their white ground. Wide tables scroll by themselves.
+# keep their white ground. Cells of wide tables wrap, and tables that are wider
+# even so scroll, as all that are wide do on a phone. Paper can't scroll: there
+# pages lie across, in smaller letters.
 _STYLE = """\
 :root { color-scheme: light dark; }
-body { max-width: 60rem; margin: 0 auto; padding: 1rem;
-  font: 1rem/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; }
+body { max-width: 75rem; margin: 0 auto; padding: 1rem;
+  font: 1rem/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText;
+  overflow-wrap: break-word; }
+p, ul { max-width: 60rem; }
 h1, h2, h3 { line-height: 1.25; margin: 2rem 0 0.75rem; }
 h1 { margin-top: 0.5rem; }
-img { display: block; max-width: 100%; height: auto; background: white; }
-table { display: block; overflow-x: auto; width: max-content; max-width: 100%;
-  border-collapse: collapse; font-size: 0.875rem;
+img { display: block; max-width: min(100%, 60rem); height: auto;
+  background: white; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.35;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #8886;
-  white-space: nowrap; }
+th, td { padding: 0.2rem 0.5rem; border-bottom: 1px solid #8886;
+  vertical-align: top; overflow-wrap: normal; }
 code { font-size: 0.9em; overflow-wrap: anywhere; }
+@media screen and (max-width: 50rem) { th, td { white-space: nowrap; } }
+@page { size: A4 landscape; margin: 12mm; }
+@media print {
+  :root { color-scheme: light; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .table { overflow: visible; }
+  table { font-size: 7pt; }
+  th, td { padding: 0.15rem 0.25rem; overflow-wrap: anywhere; }
+  img { max-height: 160mm; width: auto; }
+  tr, img { break-inside: avoid; }
+  h1, h2, h3, p:has(+ .table) { break-after: avoid; }
+}
 """
 
 
@@ -57,6 +74,8 @@ def to_html(markdown: str, title: str, images: Mapping[str, bytes]) -> str:
     tokens = parser.parse(markdown)
     _inline(tokens, images)
     body = parser.renderer.render(tokens, parser.options, {})
+    body = body.replace('<table>', '<div class="table" tabindex="0"><table>')
+    body = body.replace('</table>', '</table></div>')
     return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
 
 

@@ -221,6 +221,7 @@ def how_to_read(summary: Summary) -> str:
         'error that a bootstrap of pairs of runs has, of gaps closed with that '
         'of the linearised ratio. "n/a": one run has none, nor has the share '
         'of a gap that is not told apart from none. With few runs they are '
-        'wide, and rest on runs being about normally distributed.',
+        'wide, and rest on runs being about normally distributed. "-": does '
+        'not apply, or was not measured.',
         f'- {omitted}',
     ])

@@ -1,8 +1,10 @@
 import base64
 import re
+from typing import Any
 
 import pytest
 
+from benchmarks.inference.report.html import to_html as to_html_of_serving
 from foundry_upcycle.study.report.html import to_html
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
@@ -53,4 +55,17 @@ def test_page_fits_a_narrow_screen_and_both_grounds():
     page = to_html('x', 'T', {})
     assert '<meta name="viewport" content="width=device-width' in page
     assert 'color-scheme: light dark' in page
-    assert 'overflow-x: auto' in page
+
+
+@pytest.mark.parametrize('render', [to_html, to_html_of_serving])
+def test_wide_tables_scroll_on_a_screen_and_wrap_on_paper(render: Any):
+    table = '| `<table>` |\n| --- |\n| 1 |'
+    page = render(f'{table}\n\n{table}', 'T', {})
+    assert page.count('<div class="table" tabindex="0"><table>') == 2
+    assert page.count('</table></div>') == page.count('</table>') == 2
+    screen, paper = page.split('@media print')
+    assert '.table { overflow-x: auto; }' in screen
+    # What says so of every page may not keep paper's from wrapping.
+    everywhere = re.sub(r'@media screen.*', '', screen)
+    assert 'nowrap' not in everywhere + paper
+    assert '.table { overflow: visible; }' in paper
