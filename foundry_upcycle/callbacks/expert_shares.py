@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from foundry_upcycle.checkpoints.writers.output import absolute, new_output
+from foundry_upcycle.documents import DocumentError, read_json
 from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.gauntlet.mlflow_run import MLFLOW, mlflow_histories
 
 __all__ = ['ExpertShares', 'read_expert_shares', 'write_expert_shares']
 
-_SHARE = re.compile(r'router/layer_(\d+)/expert_(\d+)/share')
+_SHARE = re.compile(r'router/layer_([0-9]{1,9})/expert_([0-9]{1,9})/share')
 # How far a layer's shares may be from 1 together.
 _TOLERANCE = 1e-3
 # Of the values of a JSON, which does not say.
@@ -64,7 +65,8 @@ def read_expert_shares(run: str, last: int = 1) -> ExpertShares:
             'run',
             run,
             'it has no metrics router/layer_<i>/expert_<e>/share.',
-            'add the callback router_monitor to the training.',
+            'add the callback router_monitor to the training; it logs at its '
+            'interval and when the training ends.',
         )
     steps = _last_steps(logged, last)
     means: dict[tuple[int, int], float] = {}
@@ -134,26 +136,26 @@ def _last_steps(
     start = max(min(values) for values in logged.values())
     steps = sorted({step for values in logged.values() for step in values})
     steps = [step for step in steps if step >= start]
-    if len(steps) < last:
+    if not 0 < last <= len(steps):
         raise ConfigError(
             'last',
             last,
             f'the routers were logged {len(steps)} times.',
-            f'ask for at most {len(steps)}.',
+            f'ask for 1 to {len(steps)}.',
         )
     return steps[-last:]
 
 
 def _load(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         if not isinstance(content, dict):
-            raise ValueError(f'{type(content).__name__}, not an object')
-    except (OSError, ValueError) as error:
+            raise DocumentError(f'it holds a {type(content).__name__}.')
+    except DocumentError as error:
         raise ConfigError(
             'run',
             str(path),
-            f'it is neither a run nor a JSON of metrics ({error}).',
+            f'it is neither a run nor a JSON of metrics: {error}',
             'name mlflow:<tracking URI>#<run name or id>, the folder of a run '
             'in an MLflow store, or a JSON of metric keys to values.',
         ) from error
@@ -186,7 +188,7 @@ def _n_experts(
     n_experts = 1 + max(expert for _, expert in means)
     for layer in layers:
         experts = sorted(expert for of, expert in means if of == layer)
-        if experts != list(range(n_experts)):
+        if len(experts) != n_experts:
             raise ConfigError(
                 'run',
                 run,

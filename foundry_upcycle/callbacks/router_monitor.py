@@ -1,12 +1,13 @@
 """The callback ``router_monitor``: what the routers do while training."""
 
+import math
 import re
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Callable, Union
 
 import torch
 from composer import Callback, Logger, State, Time
-from composer.core import Event
+from composer.core import Event, TimeUnit
 from composer.utils import create_interval_scheduler, dist
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -87,18 +88,18 @@ class RouterMonitor(Callback):
     Works for every FFN whose router returns probabilities first and expert
     indices last, as those of ``torch_dmoe`` and MegaBlocks do.
 
+    What was seen since the last log is logged when training ends, too.
+
     Args:
-        interval: How often to log, such as ``50ba``.
+        interval: How often to log, such as ``50ba``; in the units of
+            ``eval_interval``, a bare number being epochs.
 
     Raises:
-        ConfigError: The model has no routers.
+        ConfigError: ``interval`` is none, or the model has no routers.
     """
 
     def __init__(self, interval: Union[str, int, Time] = '10ba'):
-        self.is_due = create_interval_scheduler(
-            interval,
-            checkpoint_events=False,
-        )
+        self.is_due = _scheduler(interval)
         self.sums: dict[str, _Sums] = {}
         self.ffns: dict[str, nn.Module] = {}
 
@@ -143,8 +144,20 @@ class RouterMonitor(Callback):
         return hook
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if not self.is_due(state, Event.BATCH_END):
-            return
+        if self.is_due(state, Event.BATCH_END):
+            self._log(logger)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        if self.is_due(state, Event.EPOCH_END):
+            self._log(logger)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        del state
+        self._log(logger)
+
+    def _log(self, logger: Logger) -> None:
+        if not self.sums:
+            return  # No batch since the last log.
         metrics: dict[str, float] = {}
         totals: dict[str, float] = {}
         for layer, ffn in self.ffns.items():
@@ -157,6 +170,28 @@ class RouterMonitor(Callback):
             metrics[f'router/mean/{name}'] = total / len(self.ffns)
         self.sums.clear()
         logger.log_metrics(metrics)
+
+
+def _scheduler(interval: Any) -> Callable[[State, Event], bool]:
+    units = ('ep', 'ba', 'sp', 'tok', 'dur', 'sec')
+    try:
+        time = Time.from_input(interval, TimeUnit.EPOCH)
+        is_usable = time.unit.value in units and 0 < time.value < math.inf
+    except (TypeError, ValueError, RuntimeError):
+        is_usable = False
+    if not is_usable or isinstance(interval, bool):
+        raise ConfigError(
+            'callbacks.router_monitor.interval',
+            interval,
+            'it is no interval of a training.',
+            'set it to a number above 0 and its unit, such as 10ba; the units '
+            f'are {units}.',
+        )
+    return create_interval_scheduler(
+        interval,
+        include_end_of_training=False,  # As `fit_end` logs.
+        checkpoint_events=False,
+    )
 
 
 @torch.no_grad()

@@ -253,6 +253,13 @@ def test_a_nan_before_does_not_matter(tmp_path: Path):
             r'of experts \[0, 2\], not of all from 0 to 2',
         ),
         (
+            {
+                name(0, 0): 0.5,
+                name(0, 3 * 10**8): 0.5,
+            },
+            r'of experts \[0, 300000000\], not of all from 0 to 300000000',
+        ),
+        (
             metrics([0.5, 0.5], [0.5, math.nan]),
             'layer_01/expert_01/share=nan: it is not a share, between 0 and 1. '
             'Fix: look whether the training went wrong',
@@ -263,13 +270,25 @@ def test_a_nan_before_does_not_matter(tmp_path: Path):
             metrics([0.5, 0.5], [0.5, 0.498]),
             'the shares of layer 1 sum to 0.9980, not to 1. Fix: name a run',
         ),
-        ([0.5], 'neither a run nor a JSON of metrics .list, not an object'),
+        ([0.5], 'neither a run nor a JSON of metrics: it holds a list'),
     ],
 )
 def test_what_is_no_log_of_routers(tmp_path: Path, content: Any, message: str):
     file = write_json(tmp_path / 'metrics.json', content)
     with pytest.raises(ConfigError, match=message):
         read_expert_shares(file)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'[' * 10**5, b'\xff\xfe',
+     b'{"a": %s}' % (b'9' * 400), b''],
+)
+def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes):
+    file = tmp_path / 'metrics.json'
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match='neither a run nor a JSON of met'):
+        read_expert_shares(str(file))
 
 
 def test_a_json_has_one_log(tmp_path: Path):

@@ -91,6 +91,35 @@ def test_logs_at_its_interval_and_forgets():
     assert batches == [2, 4]
 
 
+@pytest.mark.parametrize(
+    'interval,stop,expected',
+    [
+        ('1ep', '8ba', [4, 8]),
+        (2, '8ba', [8]),
+        ('3ba', '8ba', [3, 6, 8]),  # What is left when training ends.
+        ('100ba', '8ba', [8]),
+        ('1ep', '6ba', [4, 6]),
+        ('10sec', '2ba', [2]),
+    ],
+)
+def test_logs_at_the_end_of_epochs_and_runs(interval, stop, expected):
+    log = train(tiny.build_moe(), interval=interval, duration=stop)
+    batches = [t.batch.value for t, _ in log.data['router/mean/entropy']]
+    assert batches == expected
+
+
+@pytest.mark.parametrize(
+    'interval',
+    [0, -2, '0ba', '-1ba', '1iter', '10', 'often', 1.5, True, None, ['1ba']],
+)
+def test_what_is_no_interval_is_refused(interval):
+    with pytest.raises(
+            ConfigError,
+            match='callbacks.router_monitor.interval=.*such as 10ba; the units',
+    ):
+        build_callback('router_monitor', {'interval': interval})
+
+
 def test_experts_drift_apart_from_zero(tmp_path):
     source = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
     model = tiny.build_moe()
