@@ -83,7 +83,7 @@ def make_plan(reader: Checkpoint, targets: _Shapes) -> Plan:
     _check_kinds(reader, targets)
     mlp_type = 'glu' if any(n.endswith('.mlp.v1') for n in targets) else 'mlp'
     plan = [_plan_tensor(reader, name, targets, mlp_type) for name in targets]
-    used = {_source_name(item) for item in plan}
+    used = {_source_name(item) for item in plan} | _zero_biases(reader, targets)
     unused = sorted(set(reader.tensors) - used)
     if unused:
         raise CheckpointError(
@@ -121,13 +121,6 @@ def _check_kinds(reader: Checkpoint, targets: _Shapes) -> None:
             'upcycled_dmoe.',
         )
     refuse_mixture(reader)
-    biases = [n for n in reader.tensors if '.ffn.' in n and n.endswith('.bias')]
-    if biases:
-        raise CheckpointError(
-            reader.path,
-            f'experts hold no biases, and it has {_some(biases)}.',
-            'train the dense model with no_bias: true.',
-        )
     for name, info in reader.tensors.items():
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
@@ -135,6 +128,30 @@ def _check_kinds(reader: Checkpoint, targets: _Shapes) -> None:
                 f'{name} has dtype {info.dtype}.',
                 'start from weights in float32, bfloat16 or float16.',
             )
+
+
+def _zero_biases(reader: Checkpoint, targets: _Shapes) -> set[str]:
+    """Biases of dense FFNs that experts can do without.
+
+    Raises:
+        CheckpointError: Experts, which hold none, can't do without one.
+    """
+    biases = [
+        name for name in reader.tensors
+        if '.ffn.' in name and name.endswith('.bias') and name not in targets
+    ]
+    needed = [
+        name for name in biases
+        if reader.read(name, 0, 0, reader.tensors[name].shape[0]).any()
+    ]
+    if needed:
+        raise CheckpointError(
+            reader.path,
+            f'experts hold no biases, and it has {_some(needed)} that are not '
+            'zero.',
+            'train the dense model with no_bias: true.',
+        )
+    return {*biases}
 
 
 def _plan_tensor(

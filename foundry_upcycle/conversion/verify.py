@@ -218,9 +218,10 @@ def _dtypes(source: Checkpoint, target: Checkpoint) -> dict[str, torch.dtype]:
     dtypes = {}
     for name in source.tensors:
         expert = expert_name(name, mlp_type)
-        # A layer may have stayed dense.
+        # A layer may have stayed dense, and biases that were zero are gone.
         stack = target.tensors.get(expert.name) if expert else None
-        dtypes[name] = (stack or target.tensors[name]).dtype
+        info = stack or target.tensors.get(name, source.tensors[name])
+        dtypes[name] = info.dtype
     return dtypes
 
 

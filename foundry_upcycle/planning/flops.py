@@ -353,9 +353,19 @@ def _ffn_sizes(
     if hidden is None:
         hidden = int(d_model * model.get('expansion_ratio', 4))
     if ffn_type in _MOE_DEFAULTS:
+        n_moe_layers = _n_moe_layers(model, ffn, ffn_type)
+        has_dense = n_moe_layers < _n_layers(model)
+        if not no_bias and (has_dense or ffn_type == 'mb_dmoe'):
+            raise ConfigError(
+                'model.no_bias',
+                no_bias,
+                f'the biases of {ffn_type}, or of feed-forward layers beside '
+                'it, are not counted here.',
+                'set it to true.',
+            )
         return {
-            'n_moe_layers': _n_moe_layers(model, ffn, ffn_type),
-            **_moe_sizes(ffn, ffn_type, d_model, hidden, no_bias),
+            'n_moe_layers': n_moe_layers,
+            **_moe_sizes(ffn, ffn_type, d_model, hidden),
         }
     mlp_type = _lookup(
         _DENSE_FFN_TYPES,
@@ -396,15 +406,7 @@ def _moe_sizes(
     ffn_type: str,
     d_model: int,
     hidden: int,
-    no_bias: bool,
 ) -> dict[str, int]:
-    if not no_bias:
-        raise ConfigError(
-            'model.no_bias',
-            no_bias,
-            f'{ffn_type} with biases is not counted here.',
-            'set it to true, as upcycled_mpt requires.',
-        )
     keys = ('mlp_type', 'moe_num_experts', 'moe_top_k')
     defaults = _MOE_DEFAULTS[ffn_type]
     sizes: dict[str, Any] = {

@@ -15,19 +15,21 @@ from foundry_upcycle.errors import CheckpointError
 
 
 class FakeReader:
-    """Only names and shapes: a plan reads no tensor."""
+    """Names and shapes, and biases: a plan reads no other tensor."""
 
     path = 'dense.pt'
     model_config: dict = {}
 
     def __init__(self, state: dict[str, torch.Tensor]):
+        self.state = state
         self.tensors = {
             name: TensorInfo(tuple(t.shape), t.dtype)
             for name, t in state.items()
         }
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
-        raise AssertionError('a plan reads nothing')
+        assert name.endswith('.bias'), 'a plan reads only biases'
+        return self.state[name].narrow(dim, start, stop - start)
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -78,7 +80,10 @@ def test_mlp_experts_come_from_an_mlp():
 
 
 def with_biases(state: dict[str, torch.Tensor]) -> None:
-    state['model.transformer.blocks.0.ffn.up_proj.bias'] = torch.zeros(96)
+    for layer in range(3):
+        name = f'model.transformer.blocks.{layer}.ffn.up_proj.bias'
+        state[name] = torch.zeros(96)
+    state[name][-1] = 1e-30
 
 
 def with_integers(state: dict[str, torch.Tensor]) -> None:
@@ -145,7 +150,11 @@ def test_models_that_differ(dense: dict, ffn: dict, message: str):
 @pytest.mark.parametrize(
     'change,message',
     [
-        (with_biases, 'experts hold no biases, and it has .*up_proj.bias'),
+        (
+            with_biases,
+            'experts hold no biases, and it has .*2.ffn.up_proj.bias that are '
+            'not zero',
+        ),
         (with_integers, 'norm_f.weight has dtype torch.int8'),
         (without_norm, 'it has no model.transformer.norm_f.weight'),
     ],
@@ -155,6 +164,26 @@ def test_damaged_sources(change: Callable[[dict], None], message: str):
     change(state)
     with pytest.raises(CheckpointError, match=message):
         make_plan(FakeReader(state), shapes(tiny.build_moe()))
+
+
+@pytest.mark.parametrize('moe_layers', [None, [1]])
+def test_biases_that_are_zero_are_left_out(moe_layers: Any):
+    dense = dense_state(no_bias=False)  # Foundry starts them at 0.
+    targets = shapes(tiny.build_moe({'moe_layers': moe_layers}, no_bias=False))
+    # A block that stays dense keeps what it has.
+    dense['model.transformer.blocks.0.ffn.up_proj.bias'][0] = (
+        0 if moe_layers is None else 1
+    )
+    plan = make_plan(FakeReader(dense), targets)
+    assert [item.target for item in plan] == list(targets)
+    used = {i.target for i in plan if isinstance(i, CarriedTensor)}
+    used |= {i.source for i in plan if isinstance(i, ExpertTensor)}
+    layers = range(3) if moe_layers is None else moe_layers
+    assert set(dense) - used == {
+        f'model.transformer.blocks.{layer}.ffn.{projection}_proj.bias'
+        for layer in layers
+        for projection in ('gate', 'up', 'down')
+    }
 
 
 def test_a_mixture_is_not_upcycled_again():

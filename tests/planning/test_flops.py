@@ -414,7 +414,14 @@ def test_flops_against_torchs_counter(name: str, config: dict[str, Any]):
             'ffn_config': {
                 'ffn_type': 'mb_dmoe'
             },
-        }, 'model.no_bias=False: mb_dmoe with biases .*Fix: set it to true'),
+        }, 'model.no_bias=False: .* of mb_dmoe, .*Fix: set it to true'),
+        ({
+            'no_bias': False,
+            'ffn_config': {
+                'ffn_type': 'upcycled_dmoe',
+                'moe_layers': [1]
+            },
+        }, 'model.no_bias=False: .* layers beside it, are not counted'),
     ],
 )
 def test_refuses_what_it_cannot_count(changes: dict[str, Any], message: str):
