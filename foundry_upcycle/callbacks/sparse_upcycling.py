@@ -8,6 +8,7 @@ from typing import Any, Iterable, Iterator, Mapping, Optional
 
 import torch
 from composer import Callback, Logger, State
+from composer.callbacks import LoadCheckpoint
 from composer.utils import dist
 from llmfoundry.models.mpt import MPTConfig
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
@@ -45,7 +46,8 @@ class SparseUpcycling(Callback):
         seed: Default 17.
 
     Raises:
-        ConfigError: A setting can't be used, or ``load_path`` is set as well.
+        ConfigError: A setting can't be used, or ``load_path`` or the callback
+            ``load_checkpoint`` is set as well.
         CheckpointError: The source is missing, damaged, or does not fit the
             model. Nothing has been trained or saved then.
     """
@@ -71,6 +73,25 @@ class SparseUpcycling(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = state['done']
+        if self.done and state['source_path'] != self.config.source_path:
+            with _warnings_of_rank_0():
+                _warn_of_other_source(
+                    self.config.source_path,
+                    state['source_path'],
+                )
+
+    def init(self, state: State, logger: Logger) -> None:
+        del logger
+        for callback in state.callbacks:
+            if isinstance(callback, LoadCheckpoint):
+                raise ConfigError(
+                    'callbacks.load_checkpoint.load_path',
+                    callback.load_path,
+                    'sparse_upcycling fills the whole model from source_path, '
+                    'and one of the two would overwrite the other.',
+                    'remove load_checkpoint to upcycle source_path, or remove '
+                    'sparse_upcycling to go on from that checkpoint.',
+                )
 
     def after_load(self, state: State, logger: Logger) -> None:
         del logger
@@ -161,10 +182,12 @@ def _check_run(state: State) -> None:
         raise ConfigError(
             'load_path',
             state.load_path,
-            'it was loaded, and it is not a checkpoint of a run that '
-            'sparse_upcycling started; upcycling would overwrite it.',
-            'remove load_path to upcycle source_path, or remove '
-            'sparse_upcycling to go on from load_path.',
+            'it was loaded, and nothing in it says that sparse_upcycling has '
+            'run (a checkpoint saved with save_weights_only, or loaded with '
+            'load_weights_only, does not); upcycling would overwrite it.',
+            'remove load_path (with autoresume, name another save_folder) to '
+            'upcycle source_path, or remove sparse_upcycling to go on from '
+            'load_path.',
         )
     if any(isinstance(module, FSDP1) for module in state.model.modules()):
         raise ConfigError(
@@ -175,6 +198,17 @@ def _check_run(state: State) -> None:
             'set FSDP_VERSION=2 in the environment (train.py of '
             'foundry_upcycle does).',
         )
+
+
+def _warn_of_other_source(source_path: str, upcycled: str) -> None:
+    warnings.warn(
+        f'callbacks.sparse_upcycling.source_path={source_path!r}: it is not '
+        f'read, as the run goes on from a checkpoint that was upcycled from '
+        f'{upcycled!r}. Fix: to upcycle it, remove load_path, or name another '
+        'save_folder.',
+        UpcyclingWarning,
+        stacklevel=3,
+    )
 
 
 def _warn_if_inexact(ffn_config: Mapping[str, Any]) -> None:

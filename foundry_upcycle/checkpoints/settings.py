@@ -12,7 +12,7 @@ from foundry_upcycle.checkpoints.base import Checkpoint, flatten, nest
 from foundry_upcycle.config import partial_moe_layers
 from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
-from foundry_upcycle.models.upcycled_mpt import MOE_FFN_TYPES
+from foundry_upcycle.models.settings import MOE_FFN_TYPES
 
 __all__ = ['NO_ROPE', 'complete', 'require_mpt']
 

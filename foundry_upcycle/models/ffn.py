@@ -14,7 +14,11 @@ from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.experts import BACKENDS, MLP_TYPES, Experts
 from foundry_upcycle.models.router import Router, RouterOutput
 
-__all__ = ['UpcycledDMoE', 'build_upcycled_dmoe', 'refuse_biases']
+__all__ = ['UpcycledDMoE', 'build_upcycled_dmoe']
+
+# Beyond what any model has; more would be asked of the memory first.
+_MAX_EXPERTS = 1 << 16
+_MAX_HIDDEN = 1 << 24
 
 
 class UpcycledDMoE(nn.Module):
@@ -84,6 +88,8 @@ class UpcycledDMoE(nn.Module):
         # it around its own forward, so the second forward of a checkpointed
         # block, which runs in backward, adds nothing.
         self.routing_sink: Optional[list[RouterOutput]] = None
+        # Of the last forward that was recorded: whether autograd saw it.
+        self.routed_with_grad = False
         # Set by the model that adds this layer's losses to its own.
         self.losses_are_collected = False
 
@@ -93,6 +99,7 @@ class UpcycledDMoE(nn.Module):
         routing = self.router(x_TD)
         if self.routing_sink is not None:
             self.routing_sink.append(routing)
+            self.routed_with_grad = torch.is_grad_enabled()
         elif self.training and not self.losses_are_collected:
             self._check_no_losses()
         return self.experts(x_TD, routing).view(x.shape)
@@ -137,7 +144,8 @@ def build_upcycled_dmoe(
         ffn_act_fn: ``name`` of a ``torch.nn.functional`` activation and its
             arguments; exact gelu by default, as for every MPT FFN.
         device: Where the parameters live.
-        bias: Must be False: the experts hold no biases.
+        bias: Foundry passes ``not no_bias`` to every FFN; the experts hold no
+            biases whatever it says, as those of ``torch_dmoe``.
         moe_num_experts: Number of experts E.
         moe_top_k: Experts a token goes to.
         mlp_type: ``glu`` (upcycles ``mptglu``) or ``mlp`` (``mptmlp``).
@@ -157,7 +165,7 @@ def build_upcycled_dmoe(
     Raises:
         ConfigError: A key is unknown or its value can't be used.
     """
-    del fc_type
+    del fc_type, bias
     if unknown:
         key, value = next(iter(unknown.items()))
         raise ConfigError(
@@ -173,7 +181,6 @@ def build_upcycled_dmoe(
             'every block of this model would be a mixture of experts.',
             'set model.name: upcycled_mpt (or moe_layers: null).',
         )
-    refuse_biases(bias)
     for key, name, names in (
         ('mlp_type', mlp_type, {*MLP_TYPES}),
         ('backend', backend, {'auto', *BACKENDS}),
@@ -183,8 +190,8 @@ def build_upcycled_dmoe(
     _check(
         'ffn_hidden_size',
         F,
-        F is None or (is_whole(F) and F >= 1),
-        'a number from 1',
+        F is None or (is_whole(F) and 1 <= F <= _MAX_HIDDEN),
+        f'a number from 1 to {_MAX_HIDDEN}',
     )
     _check(
         'moe_normalize_expert_weights',
@@ -193,7 +200,12 @@ def build_upcycled_dmoe(
         'null, or a number above 0',
     )
     E, K = moe_num_experts, moe_top_k
-    _check('moe_num_experts', E, is_whole(E) and E >= 1, 'a number from 1')
+    _check(
+        'moe_num_experts',
+        E,
+        is_whole(E) and 1 <= E <= _MAX_EXPERTS,
+        f'a number from 1 to {_MAX_EXPERTS}',
+    )
     _check(
         'moe_top_k',
         K,
@@ -204,7 +216,8 @@ def build_upcycled_dmoe(
         ('moe_loss_weight', moe_loss_weight),
         ('moe_zloss_weight', moe_zloss_weight),
     ):
-        _check(key, weight, is_number(weight) and weight >= 0, '0 or more')
+        ok = is_number(weight) and 0 <= weight < 1e30
+        _check(key, weight, ok, '0 or more')
     jitter = moe_jitter_eps
     _check(
         'moe_jitter_eps',
@@ -253,23 +266,6 @@ def _activation(
             f'set it to {accepted}.',
         ) from error
     return function
-
-
-def refuse_biases(bias: bool) -> None:
-    """Refuses a model with biases, whichever mixture of experts it has.
-
-    Raises:
-        ConfigError: ``bias`` is true: ``model.no_bias`` is not set.
-    """
-    if bias:
-        raise ConfigError(
-            'model.no_bias',
-            False,
-            'experts hold no biases, so a dense model with gate and up biases '
-            'cannot be upcycled exactly.',
-            'set no_bias: true (attention_bias: true keeps the biases of the '
-            'QKV projections) and start from a dense model trained so.',
-        )
 
 
 def _check(key: str, value: Any, ok: bool, accepted: str) -> None:

@@ -3,13 +3,50 @@
 Shape suffixes: T tokens, E experts.
 """
 
-from typing import Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 
 from foundry_upcycle.models.router import RouterOutput
 
-__all__ = ['load_balancing_loss', 'router_z_loss']
+__all__ = ['Losses', 'load_balancing_loss', 'router_z_loss']
+
+
+class Losses(dict):
+    """Losses by name, and their sum as ``total``; passes for that sum as well.
+
+    Composer's trainer minimises and logs a dict. Callbacks of Foundry
+    (``kill_loss_spike``, ``fdiff_metrics``) take nothing but a tensor, which
+    this says it is: they get the sum, as it was before the trainer scaled
+    ``total``, in place, by the microbatch's share of the batch.
+
+    Args:
+        losses: Scalars by name.
+    """
+
+    def __init__(self, losses: Mapping[str, torch.Tensor]):
+        total = torch.stack([*losses.values()]).sum()
+        dict.__init__(self, {'total': total, **losses})
+        self._total = total.detach().clone()
+
+    @property
+    def __class__(self) -> type:
+        return torch.Tensor
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Any = None,
+    ) -> Any:
+        del types
+        args = [a._total if type(a) is cls else a for a in args]
+        return function(*args, **(kwargs or {}))
+
+    def item(self) -> float:
+        return self._total.item()
 
 
 def load_balancing_loss(

@@ -4,10 +4,9 @@ import copy
 import inspect
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Iterator, Mapping, MutableMapping, Optional, Union
+from typing import Any, Iterator, Mapping, MutableMapping, Sequence, Union
 
 import torch
-from llmfoundry.layers_registry import ffns_with_megablocks
 from llmfoundry.models.layers.layer_builders import build_ffn
 from llmfoundry.models.mpt.modeling_mpt import (
     ComposerMPTCausalLM,
@@ -20,24 +19,21 @@ from llmfoundry.models.utils import init_empty_weights
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from foundry_upcycle.config import partial_moe_layers
-from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.models.ffn import (
-    UpcycledDMoE,
-    build_upcycled_dmoe,
-    refuse_biases,
+from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.models.ffn import UpcycledDMoE, build_upcycled_dmoe
+from foundry_upcycle.models.losses import (
+    Losses,
+    load_balancing_loss,
+    router_z_loss,
 )
-from foundry_upcycle.models.losses import load_balancing_loss, router_z_loss
 from foundry_upcycle.models.router import RouterOutput
+from foundry_upcycle.models.settings import complete_settings, partial_layers
 
 __all__ = [
-    'MOE_FFN_TYPES',
     'ComposerUpcycledMPT',
     'UpcycledMPTForCausalLM',
     'UpcycledMPTModel',
 ]
-
-MOE_FFN_TYPES = ('upcycled_dmoe', 'torch_dmoe', 'mb_dmoe')
 
 
 def to_stock_config(config: MPTConfig) -> MPTConfig:
@@ -49,7 +45,7 @@ def to_stock_config(config: MPTConfig) -> MPTConfig:
     Raises:
         ConfigError: Only some blocks are mixtures: in stock Foundry all are.
     """
-    layers = _partial_layers(config)
+    layers = partial_layers(config)
     if layers is not None:
         raise ConfigError(
             'model.ffn_config.moe_layers',
@@ -83,11 +79,6 @@ def to_stock_config(config: MPTConfig) -> MPTConfig:
     return config
 
 
-def _partial_layers(config: MPTConfig) -> Optional[tuple[int, ...]]:
-    layers = config.ffn_config.get('moe_layers')
-    return partial_moe_layers(layers, config.n_layers)
-
-
 class UpcycledMPTModel(MPTModel):
     """Stock MPT of which only some blocks may be mixtures of experts."""
 
@@ -96,7 +87,7 @@ class UpcycledMPTModel(MPTModel):
 
         Sparse Upcycling (arXiv 2212.05055) makes half of the blocks mixtures.
         """
-        layers = _partial_layers(config)
+        layers = partial_layers(config)
         config = copy.deepcopy(config)
         ffn = config.ffn_config
         ffn.pop('moe_layers', None)
@@ -167,18 +158,19 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
     (from 0) that are mixtures; the others keep a dense ``mptglu`` or
     ``mptmlp`` of the same hidden size and activation, under MPT's names.
 
+    Experts hold no biases, whatever ``no_bias`` says of the rest.
+
     ``loss`` returns a dict: ``total`` (what is minimised), ``loss`` (cross
     entropy), ``lbl`` (load-balancing loss, already weighted) and, where its
     weight is not 0, ``zloss``.
 
     Raises:
-        ConfigError: ``ffn_type`` is none of the above, ``moe_layers`` can't be
-            used, or ``no_bias`` is not set: experts hold no biases.
+        ConfigError: A setting is unknown, or can't be used.
+        CheckpointError: A checkpoint is loaded that lacks FFNs of this model.
     """
 
     def __init__(self, **kwargs: Any):
-        _check_model_config(kwargs)
-        super().__init__(**kwargs)
+        super().__init__(**complete_settings(kwargs))
         self.moe_layers: list[UpcycledDMoE] = [
             m for m in self.modules() if isinstance(m, UpcycledDMoE)
         ]
@@ -214,11 +206,11 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
         self,
         outputs: CausalLMOutputWithPast,
         batch: Mapping,
-    ) -> Union[dict[str, torch.Tensor], torch.Tensor]:
+    ) -> Union[Losses, torch.Tensor]:
         if not self._routings:
             return super().loss(outputs, batch)
         routings, self._routings = self._routings, []
-        _check_differentiable(routings)
+        _check_differentiable(self.moe_layers)
         layer = self.moe_layers[0]  # All have the same settings.
         losses = {
             'loss':
@@ -233,7 +225,7 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
         }
         if layer.moe_zloss_weight:
             losses['zloss'] = router_z_loss(routings, layer.moe_zloss_weight)
-        return {'total': torch.stack([*losses.values()]).sum(), **losses}
+        return Losses(losses)
 
     def mark_weights_loaded(self) -> None:
         """Says that the parameters are no longer the random initial ones."""
@@ -241,8 +233,8 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
 
     def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
         # Foundry's `eval` refuses to run without load_path, but knows only
-        # the name `mpt_causal_lm`.
-        if not self._has_weights:
+        # the name `mpt_causal_lm`. A training from scratch may evaluate first.
+        if not self._has_weights and not self._is_to_be_trained():
             raise ConfigError(
                 'load_path',
                 None,
@@ -252,6 +244,11 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
                 'callback sparse_upcycling.',
             )
         return super().eval_forward(batch, outputs)
+
+    def _is_to_be_trained(self) -> bool:
+        # Composer gives the model its logger, which knows the trainer's state.
+        state = getattr(self.logger, '_state', None)
+        return state is not None and state.train_dataloader is not None
 
     @cached_property
     def n_active_params(self) -> int:
@@ -277,45 +274,27 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
 
 
 def _mark_weights_loaded(module: ComposerUpcycledMPT, keys: Any) -> None:
-    del keys  # What did not fit, if strict allowed it.
+    lacking = [key for key in keys.missing_keys if '.ffn.' in key]
+    if lacking:
+        raise CheckpointError(
+            'The checkpoint that is loaded',
+            f'it lacks {len(lacking)} tensors of experts, routers or other '
+            f'feed-forward layers, such as {lacking[0]}; they would stay '
+            'random.',
+            'to upcycle a dense checkpoint, remove load_path and set '
+            'sparse_upcycling.source_path to it; to go on from a mixture of '
+            'experts, load it whole (no load_ignore_keys) with the model '
+            'section it was trained with.',
+        )
     module.mark_weights_loaded()
 
 
-def _check_model_config(config: Mapping[str, Any]) -> None:
-    ffn = config.get('ffn_config') or {}
-    ffn_type = ffn.get('ffn_type', 'mptmlp')
-    if ffn_type not in MOE_FFN_TYPES:
-        raise ConfigError(
-            'model.ffn_config.ffn_type',
-            ffn_type,
-            'upcycled_mpt is a mixture of experts.',
-            f'set it to one of {MOE_FFN_TYPES}, or model.name to '
-            'mpt_causal_lm for a dense model.',
-        )
-    if ffn_type == 'mb_dmoe' and ffn_type not in ffns_with_megablocks:
-        raise ConfigError(
-            'model.ffn_config.ffn_type',
-            ffn_type,
-            'MegaBlocks is not installed.',
-            "pip install 'foundry_upcycle[megablocks]' (it needs CUDA), or "
-            'use upcycled_dmoe.',
-        )
-    if ffn_type != 'upcycled_dmoe' and 'moe_layers' in ffn:
-        raise ConfigError(
-            'model.ffn_config.moe_layers',
-            ffn['moe_layers'],
-            f'{ffn_type} is a mixture of experts in every block.',
-            'set ffn_type: upcycled_dmoe, or remove moe_layers.',
-        )
-    refuse_biases(bias=not config.get('no_bias', False))
-
-
-def _check_differentiable(routings: list[RouterOutput]) -> None:
+def _check_differentiable(layers: Sequence[UpcycledDMoE]) -> None:
     # Reentrant checkpointing runs the first forward without autograd, which
     # would leave the auxiliary losses without a gradient, silently.
     # Any layer can be the one that is checkpointed.
-    has_gradients = all(routing.scores_TE.requires_grad for routing in routings)
-    if torch.is_grad_enabled() and not has_gradients:
+    if torch.is_grad_enabled() and not all(layer.routed_with_grad
+                                           for layer in layers):
         raise ConfigError(
             'fsdp_config.activation_checkpointing_reentrant',
             True,

@@ -12,7 +12,11 @@ from llmfoundry.models.mpt import MPTForCausalLM
 from llmfoundry.utils.builders import build_callback
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
 
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.errors import (
+    CheckpointError,
+    ConfigError,
+    UpcyclingWarning,
+)
 
 
 @pytest.fixture
@@ -100,6 +104,29 @@ def test_step_0_is_exact_where_some_layers_stay_dense(
         if layer is None or int(layer) not in moe_layers:
             assert torch.equal(filled[name], tensor), name
     trainer.fit(duration='1ba')
+
+
+def test_step_0_is_exact_with_biases_beside_the_ffns(tmp_path):
+    dense = tiny.build_dense(no_bias=False)
+    with torch.no_grad():
+        for name, parameter in dense.named_parameters():
+            if name.endswith('.bias') and '.ffn.' not in name:
+                parameter.normal_()
+    source = tiny.save_dense(dense, tmp_path / 'dense.pt')
+    trainer = make_trainer(source, moe=tiny.build_moe(no_bias=False))
+    batch = tiny.make_batch()
+    with torch.no_grad():
+        expected = dense.eval()(batch).logits
+        found = trainer.state.model.eval()(batch).logits
+    assert (found - expected).abs().max() <= 1e-5
+    # What experts can't hold is not dropped.
+    with torch.no_grad():
+        dense.get_parameter('model.transformer.blocks.1.ffn.up_proj.bias'
+                           )[0] = 1
+    source = tiny.save_dense(dense, tmp_path / 'biased.pt')
+    with pytest.raises(CheckpointError,
+                       match='1.ffn.up_proj.bias that are not'):
+        make_trainer(source, moe=tiny.build_moe(no_bias=False))
 
 
 def test_torch_dmoe_is_filled_as_well(source: str):
@@ -190,17 +217,63 @@ def test_resumed_equals_uninterrupted_and_converts_once(
         assert values[2:] == resumed_losses[name]
 
 
-def test_load_path_as_well_is_refused(source: str):
+def test_load_path_as_well_is_refused(source: str, tmp_path):
+    mixture = tiny.save_dense(tiny.build_moe(), tmp_path / 'moe.pt')
     with pytest.raises(
             ConfigError,
-            match=r'load_path=.*dense.pt.*Fix: remove load_path',
+            match='load_path=.*moe.pt.*save_weights_only.*Fix: remove load_p',
     ):
+        make_trainer(source, load_path=mixture, load_weights_only=True)
+    # The dense one itself, as if upcycling were a way to load.
+    with pytest.raises(CheckpointError, match='lacks 12 .*remove load_path'):
         make_trainer(
             source,
             load_path=source,
             load_weights_only=True,
             load_strict_model_weights=False,
         )
+
+
+@pytest.mark.parametrize('event', ['before_load', 'fit_start'])
+def test_the_callback_load_checkpoint_as_well_is_refused(
+    source: str,
+    tmp_path,
+    event: str,
+):
+    mixture = tiny.save_dense(tiny.build_moe(), tmp_path / 'moe.pt')
+    settings = {'load_path': mixture, 'event': event}
+    with pytest.raises(
+            ConfigError,
+            match='callbacks.load_checkpoint.load_path=.*moe.pt.*Fix: remove',
+    ):
+        make_trainer(source, build_callback('load_checkpoint', settings))
+
+
+def test_a_resume_that_names_another_source_says_so(source: str, tmp_path):
+    folder = tmp_path / 'run'
+    run(source, folder, stop='1ba')
+    with pytest.warns(
+            UpcyclingWarning,
+            match=f"source_path='other.pt': it is not read.*from '{source}'",
+    ):
+        run('other.pt', folder, stop='1ba')
+
+
+def test_a_resume_from_weights_alone_is_refused(source: str, tmp_path):
+    settings: dict[str, Any] = {
+        'run_name': 'run',
+        'save_folder': str(tmp_path / 'run'),
+        'save_interval': '1ba',
+        'save_weights_only': True,
+        'autoresume': True,
+    }
+    make_trainer(source, duration='1ba', **settings).fit()
+    with pytest.raises(
+            ConfigError,
+            match='nothing in it says that sparse_upcycling has run.*save_weig'
+            '.*Fix: remove load_path .with autoresume, name another save_fold',
+    ):
+        make_trainer(source, **settings)
 
 
 def test_nothing_is_saved_when_the_source_is_bad(tmp_path):
@@ -268,7 +341,11 @@ def test_fsdp1_is_refused(source: str):
         *(({
             'router_init_std': std,
         }, f'router_init_std={std!r}: .*0.02 is the usual')
-          for std in (0, None, True, float('inf'), '0.02')),
+          for std in (0, None, True, float('inf'), '0.02', 1e-300)),
+        *(({
+            'seed': seed,
+        }, f'seed={seed!r}: it is no whole number')
+          for seed in (None, True, '17', 1.5)),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, message: str):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import tiny
 import torch
@@ -13,9 +15,6 @@ from foundry_upcycle.models.ffn import build_upcycled_dmoe
         ({
             'moe_capacity_factor': 1,
         }, 'model.ffn_config.moe_capacity_factor=1: .* no such setting'),
-        ({
-            'bias': True,
-        }, 'model.no_bias=False: .*Fix: set no_bias: true'),
         ({
             'mlp_type': 'swiglu',
         }, "model.ffn_config.mlp_type='swiglu': .*glu"),
@@ -37,6 +36,25 @@ from foundry_upcycle.models.ffn import build_upcycled_dmoe
         ({
             'moe_loss_weight': None,
         }, 'moe_loss_weight=None: .*0 or more'),
+        # Of a size that only memory would refuse, later.
+        ({
+            'moe_num_experts': 10**7,
+        }, 'moe_num_experts=10000000: .*from 1 to 65536'),
+        ({
+            'ffn_hidden_size': 10**9,
+        }, 'ffn_hidden_size=1000000000: .*a number from 1'),
+        ({
+            'moe_loss_weight': math.inf,
+        }, 'moe_loss_weight=inf: .*0 or more'),
+        ({
+            'moe_loss_weight': 10**400,
+        }, 'moe_loss_weight=1000.*0 or more'),
+        ({
+            'moe_zloss_weight': math.nan,
+        }, 'moe_zloss_weight=nan: .*0 or more'),
+        ({
+            'moe_top_k': True,
+        }, 'moe_top_k=True: '),
         ({
             'moe_zloss_weight': -0.1,
         }, 'moe_zloss_weight=-0.1: .*0 or more'),

@@ -1,16 +1,22 @@
+import math
+
 import pytest
 import tiny
 import torch
+from composer import Evaluator, Trainer
+from composer.callbacks import NaNMonitor
 from composer.loggers import InMemoryLogger
+from llmfoundry.callbacks import FDiffMetrics, KillLossSpike
 from llmfoundry.models.mpt import MPTForCausalLM
-from llmfoundry.utils.builders import build_composer_model
+from llmfoundry.utils.builders import build_callback, build_composer_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
+from torch.utils.data import DataLoader
 
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.models.losses import load_balancing_loss
 
 
@@ -86,6 +92,30 @@ def test_auxiliary_losses_are_averaged_over_the_layers_of_experts():
         z.append(logits_TE.exp().sum(-1).log().square().mean())
     torch.testing.assert_close(losses['lbl'], 0.5 * sum(balance) / 2)
     torch.testing.assert_close(losses['zloss'], 0.1 * sum(z) / 2)
+
+
+def test_padding_counts_in_the_balancing_loss():
+    # As README says.
+    model = tiny.build_moe({'moe_loss_weight': 1.0}, n_layers=1)
+    model.train()
+    seen = []
+    model.moe_layers[0].router.register_forward_hook(
+        lambda module, args, output: seen.append(output),
+    )
+    batch = tiny.make_batch()
+    batch['input_ids'][:, 8:] = 0
+    batch['attention_mask'] = torch.ones(2, tiny.SEQ, dtype=torch.bool)
+    batch['attention_mask'][:, 8:] = False
+    found = model.loss(model(batch), batch)['lbl']
+
+    def balance(positions: slice) -> torch.Tensor:
+        scores_TE = seen[0].scores_TE.view(2, tiny.SEQ, 8)[:, positions]
+        chosen_TK = scores_TE.flatten(0, 1).topk(2).indices
+        shares_E = chosen_TK.flatten().bincount(minlength=8) / chosen_TK.numel()
+        return 8 * (shares_E * scores_TE.mean((0, 1))).sum()
+
+    torch.testing.assert_close(found, balance(slice(None)))
+    assert abs(found - balance(slice(8))) > 0.01
 
 
 def test_auxiliary_loss_is_that_of_the_last_forward():
@@ -179,6 +209,30 @@ def test_trainer_logs_each_loss_per_microbatch_average():
         torch.testing.assert_close(torch.tensor(float(logged)), mean.detach())
 
 
+@pytest.mark.parametrize(
+    'without',
+    ['.ffn.', '.router.', 'blocks.2.ffn.experts.mlp.v1'],
+)
+@pytest.mark.parametrize('strict', [True, False])
+def test_a_load_that_leaves_ffns_random_is_refused(without: str, strict: bool):
+    state = tiny.build_moe(seed=5).state_dict()
+    kept = {n: t for n, t in state.items() if without not in n}
+    n, first = len(state) - len(kept), next(n for n in state if without in n)
+    with pytest.raises(
+            CheckpointError,
+            match=f'it lacks {n} tensors .*such as {first}; they would stay '
+            'random.*set sparse_upcycling.source_path',
+    ):
+        tiny.build_moe().load_state_dict(kept, strict=strict)
+
+
+def test_dense_blocks_that_a_mixture_lacks_are_not_left_random():
+    state = tiny.build_moe().state_dict()
+    model = tiny.build_moe({'moe_layers': [1]})
+    with pytest.raises(CheckpointError, match='lacks 6 tensors .*up_proj'):
+        model.load_state_dict(state, strict=False)
+
+
 def test_evaluation_of_random_weights_is_refused():
     model = tiny.build_moe()
     model.eval()
@@ -187,6 +241,102 @@ def test_evaluation_of_random_weights_is_refused():
         model.eval_forward(batch)
     model.load_state_dict(model.state_dict())
     assert model.eval_forward(batch).shape[-1] == tiny.VOCAB
+
+
+def test_a_training_from_scratch_may_evaluate_first():
+    evaluator = Evaluator(
+        label='eval',
+        dataloader=DataLoader(tiny.make_samples(2), batch_size=2),
+        metric_names=['LanguageCrossEntropy'],
+    )
+    # As Foundry does where eval_first is set.
+    trainer = tiny.make_trainer(tiny.build_moe(), eval_dataloader=evaluator)
+    trainer.eval()
+    first = trainer.state.eval_metric_values['LanguageCrossEntropy']
+    assert abs(float(first) - math.log(tiny.VOCAB)) < 0.5  # Of random weights.
+    alone = Trainer(model=tiny.build_moe(), device='cpu', precision='fp32')
+    with pytest.raises(ConfigError, match='load_path=None: .*random weights'):
+        alone.eval(eval_dataloader=evaluator)
+
+
+@pytest.mark.parametrize('setting', ['requires_grad', 'layer_freezing'])
+def test_frozen_parameters_train_on(setting: str):
+    # All that a router's scores depend on, so that they need no gradient.
+    model = tiny.build_moe()
+    last = 'model.transformer.norm_f.weight'
+    frozen = [n for n, _ in model.named_parameters() if n != last][:-1]
+    callbacks = []
+    if setting == 'layer_freezing':
+        callbacks = [build_callback(setting, {'layer_names': frozen})]
+    else:
+        for name in frozen:
+            model.get_parameter(name).requires_grad_(False)
+    before = tiny.full_state(model)
+    log = InMemoryLogger()
+    trainer = tiny.make_trainer(
+        model,
+        callbacks=callbacks,
+        loggers=[log],
+        duration='2ba',
+    )
+    trainer.fit()
+    after = tiny.full_state(model)
+    changed = [n for n in before if not torch.equal(before[n], after[n])]
+    assert changed == [last, 'model.lm_head.weight']
+    [balance] = tiny.logged(log, 'loss/train/lbl').values()
+    assert min(balance) > 0
+
+
+def test_losses_pass_for_the_tensor_that_stock_callbacks_take():
+    log = InMemoryLogger()
+    spikes = KillLossSpike(window_size=4)
+    trainer = tiny.make_trainer(
+        tiny.build_moe(),
+        duration='3ba',
+        device_train_microbatch_size=1,
+        callbacks=[spikes,
+                   FDiffMetrics(diff_train_metrics=True),
+                   NaNMonitor()],
+        loggers=[log],
+    )
+    trainer.fit()
+    # Of the last microbatch of each batch, as of a plain tensor.
+    seen = list(spikes.loss_window)
+    totals = tiny.logged(log, 'loss/train/total')['loss/train/total']
+    assert all(abs(s - t) < 0.5 for s, t in zip(seen, totals, strict=True))
+    assert log.data['loss/train/lbl'] and isinstance(trainer.state.loss, dict)
+    [differences] = tiny.logged(log, 'loss/train/total_fdiff').values()
+    assert differences == pytest.approx([
+        seen[1] - seen[0],
+        seen[2] - seen[1],
+    ])
+
+
+def test_a_nan_among_the_losses_stops_a_run_with_nan_monitor():
+    model = tiny.build_moe()
+    with torch.no_grad():
+        model.moe_layers[1].router.layer.weight[0, 0] = torch.nan
+    trainer = tiny.make_trainer(model, callbacks=[NaNMonitor()])
+    with pytest.raises(RuntimeError, match='Train loss contains a NaN'):
+        trainer.fit()
+
+
+def test_torch_dmoe_needs_no_more_keys_than_upcycled_dmoe():
+    ffn = {'ffn_type': 'torch_dmoe', 'ffn_hidden_size': tiny.HIDDEN}
+    theirs = tiny.build_moe({'ffn_type': 'torch_dmoe'})
+    ours = tiny.build_moe()
+    theirs.load_state_dict(ours.state_dict())
+    batch = tiny.make_batch()
+    torch.testing.assert_close(
+        theirs.eval()(batch).logits,
+        ours.eval()(batch).logits,
+    )
+    with_defaults = build_composer_model(
+        'upcycled_mpt',
+        tiny.dense_config(ffn_config=ffn),
+        tokenizer=None,
+    )
+    assert shapes(with_defaults) == shapes(ours)
 
 
 def test_top_k_may_change_between_training_and_evaluation():
@@ -320,8 +470,33 @@ def test_meta_initialisation_reaches_every_parameter(moe_layers):
             "ffn_type='mb_dmoe': MegaBlocks is not installed",
         ),
         (
-            tiny.moe_config(no_bias=False),
-            'model.no_bias=False: .*gate and up biases.*set no_bias: true',
+            tiny.moe_config({
+                'ffn_type': 'torch_dmoe',
+                'moe_loss_weight': 0.01,
+            }),
+            'moe_loss_weight=0.01: .*torch_dmoe, and it has no such.*remove it',
+        ),
+        (
+            tiny.moe_config({
+                'ffn_type': 'torch_dmoe',
+                'moe_top_k': 9,
+            }),
+            'moe_top_k=9: .*a number from 1 to moe_num_experts=8',
+        ),
+        (
+            tiny.moe_config() | {
+                'ffn_config': 'upcycled_dmoe',
+            },
+            "model.ffn_config='upcycled_dmoe': it is no section",
+        ),
+        # Nothing would read them, and the model would be another one.
+        (
+            tiny.moe_config(pretrained=True),
+            'model.pretrained=True: .* no such setting. Fix: remove it; weigh',
+        ),
+        (
+            tiny.moe_config(moe_num_experts=4),
+            'model.moe_num_experts=4: .*write it into model.ffn_config.moe_num',
         ),
         (
             tiny.moe_config({
@@ -366,6 +541,22 @@ def test_meta_initialisation_reaches_every_parameter(moe_layers):
 def test_unusable_model_settings_are_refused(config: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         build_composer_model('upcycled_mpt', config, tokenizer=None)
+
+
+def test_biases_are_kept_beside_experts_and_trained():
+    model = tiny.build_moe({'moe_layers': [0, 2]}, no_bias=False)
+    biases = {n for n, _ in model.named_parameters() if n.endswith('.bias')}
+    block = 'model.transformer.blocks.{}.'
+    for layer, of_ffn in ((0, []), (1, ['gate', 'up', 'down'])):
+        start = block.format(layer)
+        of_layer = {n for n in biases if n.startswith(start)}
+        ffn = {f'{start}ffn.{name}_proj.bias' for name in of_ffn}
+        assert of_layer == ffn | {
+            f'{start}attn.Wqkv.bias',
+            f'{start}attn.out_proj.bias',
+        }
+    losses, gradients = losses_and_gradients(model)
+    assert losses['lbl'] > 0 and all(g is not None for g in gradients.values())
 
 
 def test_qkv_biases_stay():

@@ -14,7 +14,7 @@ from llmfoundry.models.utils.config_defaults import attn_config_defaults
 from foundry_upcycle.checkpoints.settings import complete
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
-from foundry_upcycle.models.upcycled_mpt import MOE_FFN_TYPES
+from foundry_upcycle.models.settings import MOE_FFN_TYPES
 
 __all__ = ['MPT', 'own_section']
 
