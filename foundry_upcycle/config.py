@@ -1,6 +1,6 @@
 """What a user may set, validated; imports no torch."""
 
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal, Mapping, Optional, Sequence
 
@@ -24,8 +24,10 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or a float; True is none."""
-    return is_whole(value) or isinstance(value, float)
+    """Whether it is a float, or an int that a float can hold; True is none."""
+    return isinstance(
+        value, float
+    ) or (is_whole(value) and abs(value) <= sys.float_info.max)
 
 
 def partial_moe_layers(
@@ -97,6 +99,13 @@ class UpcyclingConfig:
                 'set it to a dense checkpoint: a Composer .pt file or sharded '
                 'folder, a Hugging Face folder, or the URI of one.',
             )
+        if not is_whole(self.seed):
+            raise ConfigError(
+                f'{prefix}.seed',
+                self.seed,
+                'it is no whole number.',
+                'set it to one, such as 17.',
+            )
         if not isinstance(self.recipe, Mapping) or 'name' not in self.recipe:
             raise ConfigError(
                 f'{prefix}.recipe',
@@ -105,7 +114,8 @@ class UpcyclingConfig:
                 'write recipe: {name: copy}.',
             )
         std = self.router_init_std
-        if not is_number(std) or not 0 < std < math.inf:
+        # Of float32, as routers may be: no zeros, no infinities.
+        if not is_number(std) or not 1e-30 < std < 1e30:
             raise ConfigError(
                 f'{prefix}.router_init_std',
                 self.router_init_std,

@@ -1,6 +1,7 @@
 """The callback ``icl_results``: keeps what evaluations measured."""
 
 import hashlib
+import os
 import re
 import time
 import warnings
@@ -10,6 +11,7 @@ from typing import Any, Mapping, Optional, Sized
 from composer import Callback, Logger, State
 from composer.utils import dist
 
+from foundry_upcycle.checkpoints.sync import raise_together
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.gauntlet.gauntlets import announce_left_out
 from foundry_upcycle.gauntlet.results import write_results
@@ -60,6 +62,23 @@ class ICLResults(Callback):
         eval_gauntlet: Optional[str] = None,
         overwrite: bool = False,
     ):
+        for key, value, ok, accepted in (
+            ('folder', folder, _is_path(folder), 'a folder'),
+            (
+                'eval_gauntlet',
+                eval_gauntlet,
+                eval_gauntlet is None or _is_path(eval_gauntlet),
+                "null, or the path of the gauntlet's YAML",
+            ),
+            ('overwrite', overwrite, type(overwrite) is bool, 'true or false'),
+        ):
+            if not ok:
+                raise ConfigError(
+                    f'callbacks.icl_results.{key}',
+                    value,
+                    'icl_results cannot use it.',
+                    f'set it to {accepted}.',
+                )
         self.folder = Path(folder)
         self.eval_gauntlet = eval_gauntlet
         self.overwrite = overwrite
@@ -80,6 +99,9 @@ class ICLResults(Callback):
             'source': getattr(config, '_name_or_path', None) or None,
             'n_params': sum(p.numel() for p in state.model.parameters()),
         }
+        with raise_together():
+            if dist.get_global_rank() == 0:
+                _require_writable(self.folder)
         if self.eval_gauntlet is not None:
             announce_left_out(self.eval_gauntlet)
         # All ranks have read their tasks; the next model of this evaluation
@@ -196,6 +218,26 @@ class ICLResults(Callback):
                 _written.add(path.absolute())
         self._tasks = {}
         self._path = None
+
+
+def _require_writable(folder: Path) -> None:
+    # Not after hours of evaluation.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError('no permission to write there')
+    except OSError as error:
+        raise ConfigError(
+            'callbacks.icl_results.folder',
+            str(folder),
+            f'results could not be written to it ({error}).',
+            'name a folder that is there, or can be made.',
+        ) from error
+
+
+def _is_path(value: Any) -> bool:
+    is_text = isinstance(value, (str, os.PathLike)) and str(value)
+    return bool(is_text) and '\0' not in str(value)
 
 
 def _partial(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """Results of in-context tasks are kept example by example."""
 
 import json
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -284,3 +285,35 @@ def test_long_names_are_cut():
     assert _slug(short) == 'runs-moe-latest-rank0'
     assert len(_slug(long)) == 120 and _slug(long).endswith('-bucket-moe')
     assert _slug(long) != _slug(f'x{long}')
+
+
+@pytest.mark.parametrize(
+    'key,value',
+    [
+        ('folder', 5),
+        ('folder', ''),
+        ('folder', None),
+        ('eval_gauntlet', ['a.yaml']),
+        ('overwrite', 'false'),
+    ],
+)
+def test_settings_of_another_type_are_refused(key: str, value: Any):
+    with pytest.raises(
+            ConfigError,
+            match=f'callbacks.icl_results.{key}={re.escape(repr(value))}: .*set',
+    ):
+        build_callback('icl_results', {'folder': 'results', key: value})
+
+
+@pytest.mark.parametrize('folder', ['file/results', 'x' * 300])
+def test_a_folder_that_cannot_be_is_refused_before_the_run(
+    tmp_path: Path,
+    folder: str,
+):
+    (tmp_path / 'file').touch()
+    callback = build_callback('icl_results', {'folder': str(tmp_path / folder)})
+    with pytest.raises(
+            ConfigError,
+            match='callbacks.icl_results.folder=.* could not be written .*Fix',
+    ):
+        tiny.make_trainer(tiny.build_dense(), callbacks=[callback])
