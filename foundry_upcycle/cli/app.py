@@ -4,8 +4,6 @@ Commands import what they need when they run: torch and LLM Foundry take
 seconds, and ``--help`` should not.
 """
 
-import typer
-
 from foundry_upcycle.cli import (
     checkpoints,
     expert_shares,
@@ -13,10 +11,11 @@ from foundry_upcycle.cli import (
     gauntlet,
     study,
 )
+from foundry_upcycle.cli.command import App
 
 __all__ = ['app']
 
-app = typer.Typer(
+app = App(
     help='Upcycles dense checkpoints into mixtures of experts, carries them '
     'from and to Hugging Face, says what training costs, scores how they '
     'answer, and compares upcycling with continued pretraining.',

@@ -4,12 +4,13 @@ from typing import Annotated, Optional
 
 import typer
 
+from foundry_upcycle.cli.command import App
 from foundry_upcycle.cli.errors import errors_in_one_line
 from foundry_upcycle.gauntlet.sources import DEFAULT_SOURCE
 
 __all__ = ['app']
 
-app = typer.Typer(
+app = App(
     help='Gets the data of the Eval Gauntlet, and scores results on it.',
     no_args_is_help=True,
 )

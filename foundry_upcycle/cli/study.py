@@ -7,11 +7,12 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from foundry_upcycle.cli.command import App
 from foundry_upcycle.cli.errors import errors_in_one_line
 
 __all__ = ['app']
 
-app = typer.Typer(
+app = App(
     help='Compares continued pretraining with upcycling at equal FLOPs.',
     no_args_is_help=True,
 )
