@@ -71,7 +71,11 @@ def test_from_hugging_face_and_back(tmp_path):
     tiny_hf.save_llama(tmp_path / 'llama')
     dense, moe, out = (tmp_path / name for name in ('dense', 'moe.pt', 'out'))
     text, _ = run('import-hf', tmp_path / 'llama', dense)
-    assert text == f'wrote {dense}: checkpoint.pt, model.yaml, hf/\n'
+    assert text == (
+        f'wrote {dense}: checkpoint.pt, model.yaml, hf/\n'
+        'max_seq_len in model.yaml: 64; the model was made for up to 64 '
+        '(--max-seq-len)\n'
+    )
     source = dense / 'checkpoint.pt'
     run('convert', source, moe, '--experts', 4, '--top-k', 1, '--seed', 3)
     text, _ = run('verify', source, moe)
@@ -93,6 +97,21 @@ def test_some_layers(tmp_path):
     assert 'mixture of experts: 8 experts, top-2, in 2 of 3 layers' in text
     assert 'moe_layers=[0, 2]' in text
     run('verify', source, out)
+
+
+@pytest.mark.parametrize(
+    'arguments,name',
+    [
+        (('export-hf', 'a', 'b', '--like', ''), '--like'),
+        (('inspect', ''), 'path'),
+        (('flops', 'a.yaml', ''), 'YAML...'),
+        (('study', 'plan', ''), 'STUDY.yaml'),
+        (('gauntlet', 'prepare', '--to', ''), '--to'),
+    ],
+)
+def test_an_empty_value_is_refused_by_every_command(arguments, name):
+    _, error = run(*arguments, code=1)
+    assert error.startswith(f"error: {name}='': it is empty.")
 
 
 def test_every_error_is_one_line(tmp_path):
@@ -134,7 +153,7 @@ def test_an_output_without_a_name_replaces_nothing(
     (mine / 'sub').mkdir(parents=True)
     monkeypatch.chdir(mine)
     _, error = run('convert', dense, '', '--overwrite', code=1)
-    assert "error: '': the output has no name." in error
+    assert "error: out='': it is empty." in error
     monkeypatch.chdir(mine / 'sub')
     run('convert', dense, tmp_path / 'ours', '--format', 'dcp')
     for out in ('.', '..', tmp_path / 'ours'):

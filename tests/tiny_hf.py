@@ -1,5 +1,7 @@
 """Tiny Hugging Face folders that the tests share."""
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any, Optional
 
@@ -73,6 +75,39 @@ def save_tokenizer(folder: Any, vocab_size: int = VOCAB) -> None:
         eos_token='</s>',
         pad_token='<pad>',
     ).save_pretrained(folder)
+
+
+def save_tokenizer_5(folder: Path, vocab_size: int = VOCAB) -> None:
+    """The same tokenizer, as transformers 5.19 saves it.
+
+    It has two chat templates, and its last token is a special one.
+    """
+    with tempfile.TemporaryDirectory() as of_4:
+        save_tokenizer(of_4, vocab_size)
+        tokenizer = json.loads(Path(of_4, 'tokenizer.json').read_text())
+    last = {'id': vocab_size - 1, 'content': f'w{vocab_size - 4}'}
+    tokenizer['added_tokens'].append({
+        **tokenizer['added_tokens'][0],
+        **last,
+    })
+    (folder / 'special_tokens_map.json').unlink(missing_ok=True)
+    (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
+    (folder / 'tokenizer_config.json').write_text(
+        json.dumps({
+            'backend': 'tokenizers',
+            'bos_token': '<s>',
+            'eos_token': '</s>',
+            'extra_special_tokens': [last['content']],
+            # What transformers writes where there is no limit.
+            'model_max_length': int(1e30),
+            'pad_token': '<pad>',
+            'tokenizer_class': 'TokenizersBackend',
+        }),
+    )
+    (folder / 'chat_template.jinja').write_text('chat {{ messages }}\n')
+    others = folder / 'additional_chat_templates'
+    others.mkdir()
+    (others / 'rag.jinja').write_text('rag {{ messages }}')
 
 
 def load(folder: Any, **kwargs: Any) -> Any:

@@ -7,12 +7,14 @@ from typing import Any, Iterable, Iterator, Mapping, NamedTuple
 
 import torch
 
+from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.narrowing import Narrowing
 from foundry_upcycle.errors import UpcyclingWarning
 
 __all__ = [
     'CONFIG_KEY',
     'FLOAT_DTYPES',
+    'HUGGINGFACE_KEY',
     'Checkpoint',
     'TensorInfo',
     'common_dtype',
@@ -21,8 +23,9 @@ __all__ = [
     'nest',
 ]
 
-# Where Composer keeps the config of a Hugging Face model.
-CONFIG_KEY = 'state.integrations.huggingface.model.config.content'
+# Where Composer keeps tokenizer and config of a Hugging Face model.
+HUGGINGFACE_KEY = 'state.integrations.huggingface'
+CONFIG_KEY = f'{HUGGINGFACE_KEY}.model.config.content'
 
 # Dtypes of weights; others are quantised, or no weights.
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -67,6 +70,18 @@ class Checkpoint(abc.ABC):
 
         The result may be a view of the file: do not write to it.
         """
+
+    def companions(self, with_tokenizer: bool = True) -> Companions:
+        """Tokenizer and generation config that lie beside the weights.
+
+        Args:
+            with_tokenizer: Whether the tokenizer is wanted. One that can't be
+                read does no harm where it is not.
+
+        Raises:
+            CheckpointError: They can't be read.
+        """
+        return Companions(self.path, {}, self.model_config)
 
     def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Warns, once for each name, if ``tensor`` has NaN or infinite values.

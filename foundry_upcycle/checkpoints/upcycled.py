@@ -6,6 +6,7 @@ from typing import Any, Callable, Iterator, Mapping, Optional
 import torch
 
 from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
+from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.plan import (
     CarriedTensor,
     ExpertTensor,
@@ -69,6 +70,9 @@ class UpcycledCheckpoint(Checkpoint):
         # (one expert whole after the other) of a layer's three.
         self._dense_rows = lru_cache(maxsize=3)(self._read_dense_rows)
         self._transposed_rows = lru_cache(maxsize=1)(self._transpose_rows)
+
+    def companions(self, with_tokenizer: bool = True) -> Companions:
+        return self._dense.companions(with_tokenizer)
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         item = self._plan[name]

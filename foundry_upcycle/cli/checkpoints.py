@@ -4,13 +4,14 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
+from foundry_upcycle.cli.command import App
 from foundry_upcycle.cli.errors import errors_in_one_line
 from foundry_upcycle.config import FileFormat, UpcyclingConfig
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['app']
 
-app = typer.Typer()
+app = App()
 
 _DTypeName = Literal['float32', 'bfloat16', 'float16']
 
@@ -30,9 +31,21 @@ _Like = Annotated[
     typer.Option(
         metavar='FOLDER',
         help='Hugging Face folder to take tokenizer, generation config and a '
-        "dense model's architecture from: the imported one, or `hf` in what "
-        'import-hf wrote.',
+        "dense model's architecture from: the imported one, or what import-hf "
+        "wrote. By default, the checkpoint's own tokenizer.",
     ),
+]
+_Tokenizer = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar='FOLDER',
+        help='Hugging Face folder to take tokenizer and generation config '
+        'from instead.',
+    ),
+]
+_NoTokenizer = Annotated[
+    bool,
+    typer.Option('--no-tokenizer', help='Write no tokenizer.'),
 ]
 
 
@@ -88,17 +101,13 @@ def import_hf(
         typer.Option(help='Of all weights.'),
     ] = 'float32',
     allow_overflow: _AllowOverflow = False,
-    tokenizer: Annotated[
-        Optional[str],
-        typer.Option(
-            metavar='FOLDER',
-            help="Hugging Face folder of the tokenizer, in place of SOURCE's.",
-        ),
+    max_seq_len: Annotated[
+        Optional[int],
+        typer
+        .Option(help="Of model.yaml; by default the model's, at most 4096.", ),
     ] = None,
-    no_tokenizer: Annotated[
-        bool,
-        typer.Option('--no-tokenizer', help='Leave the tokenizer out.'),
-    ] = False,
+    tokenizer: _Tokenizer = None,
+    no_tokenizer: _NoTokenizer = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Turns a Hugging Face model into a Composer checkpoint of the same MPT.
@@ -107,7 +116,7 @@ def import_hf(
     """
     with errors_in_one_line():
         from foundry_upcycle.conversion import import_hf as module
-        module.import_hf(
+        length, longest = module.import_hf(
             source,
             out,
             _dtype(dtype),
@@ -115,8 +124,13 @@ def import_hf(
             allow_overflow,
             tokenizer,
             not no_tokenizer,
+            max_seq_len,
         )
         typer.echo(f'wrote {out}: checkpoint.pt, model.yaml, hf/')
+        typer.echo(
+            f'max_seq_len in model.yaml: {length}; the model was made for up '
+            f'to {longest} (--max-seq-len)',
+        )
 
 
 @app.command()
@@ -171,6 +185,8 @@ def convert(
     ] = None,
     like: _Like = None,
     allow_overflow: _AllowOverflow = False,
+    tokenizer: _Tokenizer = None,
+    no_tokenizer: _NoTokenizer = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Turns a dense checkpoint into a mixture of experts.
@@ -197,6 +213,8 @@ def convert(
             overwrite=overwrite,
             moe_layers=_layers(layers),
             allow_overflow=allow_overflow,
+            tokenizer=tokenizer,
+            with_tokenizer=not no_tokenizer,
         )
         where = '' if layers is None else f', in layers {layers}'
         typer.echo(f'wrote {out}: {experts} experts, top-{top_k}{where}')
@@ -217,6 +235,8 @@ def export_hf(
         typer.Option(help="Of all weights; the checkpoint's by default."),
     ] = None,
     allow_overflow: _AllowOverflow = False,
+    tokenizer: _Tokenizer = None,
+    no_tokenizer: _NoTokenizer = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Makes a Hugging Face folder that transformers and vLLM load.
@@ -237,6 +257,8 @@ def export_hf(
             _dtype(dtype),
             overwrite,
             allow_overflow,
+            tokenizer,
+            not no_tokenizer,
         )
         typer.echo(f'wrote {out}')
 

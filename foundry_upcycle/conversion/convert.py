@@ -10,6 +10,7 @@ from foundry_upcycle.checkpoints.base import (
     flatten,
     nest,
 )
+from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.empty import parameter_shapes
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
@@ -27,6 +28,7 @@ from foundry_upcycle.config import (
     UpcyclingConfig,
     partial_moe_layers,
 )
+from foundry_upcycle.conversion.companions import choose_companions
 from foundry_upcycle.conversion.export_hf import huggingface_writer
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import Writer, n_bytes, save
@@ -47,6 +49,8 @@ def convert(
     overwrite: bool = False,
     moe_layers: Optional[Sequence[int]] = None,
     allow_overflow: bool = False,
+    tokenizer: Optional[str] = None,
+    with_tokenizer: bool = True,
 ) -> None:
     """Upcycles ``config.source_path`` into a checkpoint of its own.
 
@@ -66,6 +70,8 @@ def convert(
         moe_layers: Blocks that become mixtures, from 0; None: all of them.
         allow_overflow: Whether weights that are too large for ``dtype`` may
             become infinite.
+        tokenizer: See ``export_hf``.
+        with_tokenizer: Whether the output holds a tokenizer.
 
     Raises:
         CheckpointError: The source can't be upcycled, or ``out`` not be
@@ -96,11 +102,31 @@ def convert(
         'dtype': dtype and dtype_name(dtype),
         'like': like,
         'allow_overflow': allow_overflow,
+        'tokenizer': tokenizer if with_tokenizer else False,
     }
     provenance = Provenance('convert', config.source_path, settings)
+    if file_format == 'safetensors':
+        if like is None and is_huggingface_folder(config.source_path):
+            like = config.source_path
+        write = huggingface_writer(
+            mixture,
+            like,
+            dtype,
+            tokenizer,
+            with_tokenizer,
+        )
+    else:
+        _refuse_like(file_format, like)
+        companions = choose_companions(
+            mixture,
+            None,
+            tokenizer,
+            with_tokenizer,
+        )
+        write = _composer_writer(mixture, companions, file_format, dtype)
     save(
         out,
-        _writer(mixture, config, file_format, dtype, like),
+        write,
         n_bytes(mixture, dtype),
         provenance,
         overwrite,
@@ -108,26 +134,31 @@ def convert(
     dense.narrowing.warn_of_zeros()
 
 
-def _writer(
-    mixture: Checkpoint,
-    config: UpcyclingConfig,
-    file_format: FileFormat,
-    dtype: Optional[torch.dtype],
-    like: Optional[str],
-) -> Writer:
-    if file_format != 'safetensors' and like is not None:
+def _refuse_like(file_format: FileFormat, like: Optional[str]) -> None:
+    if like is not None:
         raise ConfigError(
             'like',
             like,
-            f'a {file_format} output has no tokenizer.',
-            'leave it out, or choose the format safetensors.',
+            f'a {file_format} output is no Hugging Face folder.',
+            'choose the format safetensors; for its tokenizer alone, give the '
+            'folder as --tokenizer.',
         )
-    if file_format == 'safetensors':
-        if like is None and is_huggingface_folder(config.source_path):
-            like = config.source_path
-        return huggingface_writer(mixture, like, dtype)
+
+
+def _composer_writer(
+    mixture: Checkpoint,
+    companions: Companions,
+    file_format: FileFormat,
+    dtype: Optional[torch.dtype],
+) -> Writer:
     write = write_sharded if file_format == 'dcp' else write_monolithic
-    return lambda path, progress: write(mixture, path, dtype, progress)
+    return lambda path, progress: write(
+        mixture,
+        path,
+        dtype,
+        progress,
+        companions,
+    )
 
 
 def as_mixture(

@@ -6,7 +6,6 @@ from typing import Any, Optional
 import torch
 
 from foundry_upcycle.checkpoints.base import Checkpoint, dtype_name
-from foundry_upcycle.checkpoints.huggingface.architectures import TOKEN_IDS
 from foundry_upcycle.checkpoints.huggingface.export import ExportedCheckpoint
 from foundry_upcycle.checkpoints.huggingface.own import MPT
 from foundry_upcycle.checkpoints.huggingface.reader import read_config
@@ -15,8 +14,8 @@ from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.writers.output import Progress
 from foundry_upcycle.checkpoints.writers.safetensors import write_safetensors
 from foundry_upcycle.conversion.companions import (
-    check_vocabulary,
-    copy_companions,
+    choose_companions,
+    huggingface_folder,
 )
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import Writer, n_bytes, save
@@ -31,6 +30,8 @@ def export_hf(
     dtype: Optional[torch.dtype] = None,
     overwrite: bool = False,
     allow_overflow: bool = False,
+    tokenizer: Optional[str] = None,
+    with_tokenizer: bool = True,
 ) -> None:
     """Writes a folder that transformers and vLLM load.
 
@@ -39,25 +40,36 @@ def export_hf(
         out: The folder.
         like: A Hugging Face folder to take the tokenizer, the generation
             config and (for a dense model) the architecture from: the one
-            that was imported, or ``hf`` in what ``import_hf`` wrote. None:
-            no tokenizer, and the first architecture that can hold the model.
+            that was imported, or what ``import_hf`` wrote. None: those that
+            the checkpoint holds, and the first architecture that can hold the
+            model.
         dtype: Of all weights; None keeps theirs.
         overwrite: Whether ``out`` may exist.
         allow_overflow: Whether weights that are too large for ``dtype`` may
             become infinite.
+        tokenizer: A Hugging Face folder to take tokenizer and generation
+            config from instead.
+        with_tokenizer: Whether a tokenizer is written.
 
     Raises:
         CheckpointError: The source can't be read, ``out`` not be written, or
-            the tokenizer has more tokens than the model.
+            the tokenizer that was named is another model's.
         ConfigError: No such architecture can hold the model; the message
             names the setting in the way.
     """
     checkpoint = open_checkpoint(source)
     checkpoint.narrowing.allow_overflow = allow_overflow
-    writer = huggingface_writer(checkpoint, like, dtype)
+    writer = huggingface_writer(
+        checkpoint,
+        like,
+        dtype,
+        tokenizer,
+        with_tokenizer,
+    )
     settings = {
         'dtype': dtype and dtype_name(dtype),
         'like': like,
+        'tokenizer': tokenizer if with_tokenizer else False,
         'allow_overflow': allow_overflow,
     }
     provenance = Provenance('export-hf', source, settings)
@@ -69,25 +81,28 @@ def huggingface_writer(
     checkpoint: Checkpoint,
     like: Optional[str],
     dtype: Optional[torch.dtype],
+    tokenizer: Optional[str] = None,
+    with_tokenizer: bool = True,
 ) -> Writer:
-    """What writes ``checkpoint`` as a Hugging Face folder."""
-    likes = read_config(like) if like else {}
+    """What writes ``checkpoint`` as a Hugging Face folder.
+
+    Arguments as of ``export_hf``.
+    """
+    likes = {} if like is None else read_config(huggingface_folder(like))
     # A mixture takes another architecture than its dense parent's, and MPT's
     # own is what is left behind.
     is_dense = not is_mixture(checkpoint.tensors)
     model_type = likes.get('model_type') if is_dense else None
     model_type = None if model_type == MPT else model_type
     view = ExportedCheckpoint(checkpoint, model_type, likes)
+    companions = choose_companions(checkpoint, like, tokenizer, with_tokenizer)
     config: dict[str, Any] = dict(view.config)
-    config.update({key: likes.get(key) for key in TOKEN_IDS})
+    config.update(companions.token_ids(config['vocab_size']))
     if dtype is not None:
         config['torch_dtype'] = dtype_name(dtype)
-    if like:
-        check_vocabulary(like, config['vocab_size'])
 
     def write(path: Path, progress: Progress) -> None:
         write_safetensors(view, path, config, dtype, progress)
-        if like:
-            copy_companions(like, path)
+        companions.write(path)
 
     return write

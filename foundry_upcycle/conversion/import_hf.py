@@ -1,36 +1,39 @@
 """Hugging Face folder or GGUF file in, Composer checkpoint and YAML out."""
 
+import json
 import os
-import tempfile
-from contextlib import ExitStack, contextmanager
+import shutil
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import torch
 import yaml
 
 from foundry_upcycle.checkpoints.base import dtype_name
+from foundry_upcycle.checkpoints.companions import GENERATION, Companions
 from foundry_upcycle.checkpoints.huggingface.gguf import GGUFReader
 from foundry_upcycle.checkpoints.huggingface.gguf_config import write_configs
 from foundry_upcycle.checkpoints.huggingface.gguf_tokenizer import (
     check_tokenizer,
-    write_tokenizer,
 )
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
 from foundry_upcycle.checkpoints.huggingface.reader import HuggingFaceReader
 from foundry_upcycle.checkpoints.names import is_mixture
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.output import Progress
+from foundry_upcycle.config import is_whole
 from foundry_upcycle.conversion.companions import (
-    check_vocabulary,
-    copy_configs,
-    copy_tokenizer,
+    choose_companions,
+    warn_if_unloadable,
 )
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import check_output, n_bytes, save
-from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.errors import ConfigError
 
-__all__ = ['import_hf']
+__all__ = ['MAX_SEQ_LEN', 'import_hf']
+
+# Longer sequences are asked for: they need memory that few runs mean to spend.
+MAX_SEQ_LEN = 4096
 
 _HEADER = '''\
 # Written by foundry-upcycle import-hf from {source}.
@@ -39,6 +42,7 @@ _HEADER = '''\
 #   load_path: {out}/checkpoint.pt
 #   load_weights_only: true
 #
+# max_seq_len may be up to {longest}, which the model was made for.
 # On GPUs, attn_config.attn_impl: flash is faster than torch.
 '''
 
@@ -51,13 +55,14 @@ def import_hf(
     allow_overflow: bool = False,
     tokenizer: Optional[str] = None,
     with_tokenizer: bool = True,
-) -> None:
+    max_seq_len: Optional[int] = None,
+) -> tuple[int, int]:
     """Writes a folder that an LLM Foundry run starts from.
 
     It holds ``checkpoint.pt`` (Composer's), ``model.yaml`` (of a train
     YAML: ``max_seq_len``, ``model`` and ``tokenizer``) and ``hf`` (config,
     generation config and tokenizer of the source, as the tokenizer's name and
-    for ``export_hf``).
+    for ``export_hf``). ``checkpoint.pt`` holds the latter two as well.
 
     Args:
         source: A Hugging Face folder with safetensors, or a GGUF file.
@@ -66,45 +71,55 @@ def import_hf(
         overwrite: Whether ``out`` may exist.
         allow_overflow: Whether weights that are too large for ``dtype`` may
             become infinite.
-        tokenizer: Folder of the tokenizer, where it is not the source's.
-        with_tokenizer: Whether there is to be one.
+        tokenizer: A Hugging Face folder to take tokenizer and generation
+            config from instead.
+        with_tokenizer: Whether a tokenizer is written.
+        max_seq_len: Of ``model.yaml``; None: that of the model, at most
+            ``MAX_SEQ_LEN``.
+
+    Returns:
+        ``max_seq_len`` of ``model.yaml``, and up to what it may be.
 
     Raises:
-        CheckpointError: The source can't be read, its tokenizer has more
-            tokens than the model or is another's, or ``out`` can't be written.
-        ConfigError: MPT can't express the model.
+        CheckpointError: The source can't be read, ``tokenizer`` is another
+            model's, or ``out`` can't be written.
+        ConfigError: MPT can't express the model, or not with ``max_seq_len``.
     """
     place = check_output(out, source, overwrite)
     reader = _open(source)
     reader.narrowing.allow_overflow = allow_overflow
     reader.require_exact(dtype)
-    has_own = with_tokenizer and tokenizer is None
-    with _folder_of(reader, has_own) as folder:
-        tokens_from = (tokenizer or folder) if with_tokenizer else None
-        if tokens_from is not None:
-            _check_tokenizer(reader, tokens_from, is_own=has_own)
-        sections = _sections(reader, f'{out}/hf')
+    longest = reader.section['max_seq_len']
+    length = _checked_length(max_seq_len, longest)
+    companions = choose_companions(
+        reader,
+        tokenizer=tokenizer,
+        with_tokenizer=with_tokenizer,
+    )
+    if tokenizer is not None and isinstance(reader, GGUFReader):
+        check_tokenizer(reader.file, tokenizer, companions.tokens.ids)
+    name = f'{out}/hf' if companions.has_tokenizer else None
+    sections = _sections(reader, name, length)
+    header = _HEADER.format(source=source, out=out, longest=longest)
 
-        def write(path: Path, progress: Progress) -> None:
-            (path / 'hf').mkdir(parents=True)
-            copy_configs(folder, path / 'hf')
-            if tokens_from is not None:
-                copy_tokenizer(tokens_from, path / 'hf')
-            (path / 'model.yaml').write_text(
-                _HEADER.format(source=source, out=out) +
-                yaml.safe_dump(sections, sort_keys=False),
-            )
-            write_monolithic(reader, path / 'checkpoint.pt', dtype, progress)
+    def write(path: Path, progress: Progress) -> None:
+        _write_hf(reader, path / 'hf', companions)
+        (path / 'model.yaml'
+        ).write_text(header + yaml.safe_dump(sections, sort_keys=False), )
+        weights = path / 'checkpoint.pt'
+        write_monolithic(reader, weights, dtype, progress, companions)
 
-        settings = {
-            'dtype': dtype_name(dtype),
-            'allow_overflow': allow_overflow,
-            'tokenizer': tokenizer,
-            'with_tokenizer': with_tokenizer,
-        }
-        provenance = Provenance('import-hf', source, settings)
-        save(place, write, n_bytes(reader, dtype), provenance, overwrite)
-        reader.narrowing.warn_of_zeros()
+    settings = {
+        'dtype': dtype_name(dtype),
+        'allow_overflow': allow_overflow,
+        'max_seq_len': length,
+        'tokenizer': tokenizer,
+        'with_tokenizer': with_tokenizer,
+    }
+    provenance = Provenance('import-hf', source, settings)
+    save(place, write, n_bytes(reader, dtype), provenance, overwrite)
+    reader.narrowing.warn_of_zeros()
+    return length, longest
 
 
 def _open(source: str) -> HuggingFaceModel:
@@ -112,67 +127,60 @@ def _open(source: str) -> HuggingFaceModel:
     return GGUFReader(source) if is_file else HuggingFaceReader(source)
 
 
-def _check_tokenizer(
-    reader: HuggingFaceModel,
-    folder: str,
-    is_own: bool,
-) -> None:
-    vocabulary = check_vocabulary(folder, reader.section['vocab_size'])
-    if is_own:
-        return
-    if not vocabulary:
-        raise CheckpointError(
-            folder,
-            'it has no tokenizer.',
-            'name a folder that has one, or leave it out by --no-tokenizer.',
+def _checked_length(wanted: Optional[int], longest: int) -> int:
+    if wanted is None:
+        return min(longest, MAX_SEQ_LEN)
+    if not is_whole(wanted) or not 0 < wanted <= longest:
+        raise ConfigError(
+            '--max-seq-len',
+            wanted,
+            f'the model was made for sequences of 1 to {longest} tokens.',
+            'choose a length in between.',
         )
-    if isinstance(reader, GGUFReader):
-        check_tokenizer(reader.file, folder, vocabulary)
+    return wanted
 
 
-def _sections(reader: HuggingFaceModel, tokenizer: str) -> dict[str, Any]:
-    model = reader.section
+def _sections(
+    reader: HuggingFaceModel,
+    tokenizer: Optional[str],
+    max_seq_len: int,
+) -> dict[str, Any]:
     name = 'upcycled_mpt' if is_mixture(reader.tensors) else 'mpt_causal_lm'
-    return {
-        'max_seq_len': model['max_seq_len'],
+    sections = {
+        'max_seq_len': max_seq_len,
         'model': {
             'name': name,
-            **model,
-        },
-        'tokenizer': {
-            'name': tokenizer,
-            'kwargs': {
-                'model_max_length': model['max_seq_len'],
-            },
+            **reader.section,
+            'max_seq_len': max_seq_len,
         },
     }
+    if tokenizer is not None:
+        sections['tokenizer'] = {
+            'name': tokenizer,
+            'kwargs': {
+                'model_max_length': max_seq_len,
+            },
+        }
+    return sections
 
 
-@contextmanager
-def _folder_of(
+def _write_hf(
     reader: HuggingFaceModel,
-    with_tokenizer: bool,
-) -> Iterator[str]:
-    """A Hugging Face folder with configs, and the tokenizer, of the model."""
-    if not isinstance(reader, GGUFReader):
-        yield reader.path
-        return
-    with ExitStack() as stack:
-        try:
-            temporary = tempfile.TemporaryDirectory(prefix='gguf-')
-            folder = stack.enter_context(temporary)
-            write_configs(reader.hf_config, Path(folder))
-            if with_tokenizer:
-                length = reader.section['max_seq_len']
-                write_tokenizer(reader.file, length, Path(folder))
-        except CheckpointError:
-            raise
-        # The library of tokenizers raises no OSError.
-        except Exception as error:
-            raise CheckpointError(
-                reader.path,
-                f'its tokenizer and config could not be written to a temporary '
-                f'folder ({error}).',
-                'set TMPDIR to a folder with room.',
-            ) from error
-        yield folder
+    folder: Path,
+    companions: Companions,
+) -> None:
+    """Writes the folder ``hf``; a config says the ids of its tokenizer."""
+    folder.mkdir(parents=True)
+    config = folder / 'config.json'
+    if isinstance(reader, GGUFReader):
+        write_configs(reader.hf_config, folder)
+        (folder / GENERATION).unlink()
+    else:
+        shutil.copyfile(Path(reader.path, config.name), config)
+    if companions.path != reader.path:
+        content = json.loads(config.read_bytes())
+        content |= companions.token_ids(reader.section['vocab_size'])
+        config.write_text(json.dumps(content, indent=2) + '\n')
+    companions.write(folder)
+    if companions.has_tokenizer:
+        warn_if_unloadable(folder, companions.runs_code)

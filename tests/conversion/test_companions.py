@@ -1,46 +1,158 @@
+"""Tokenizer, generation config and ids on their way through Composer files."""
+
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import tiny_hf
+import torch
+import torch.distributed.checkpoint as dcp
+from composer.models import HuggingFaceModel
+from composer.models.huggingface import get_hf_config_from_composer_state_dict
+from llmfoundry.utils import get_hf_tokenizer_from_composer_state_dict
+from llmfoundry.utils.builders import build_composer_model
+from transformers import AutoTokenizer
 
-from foundry_upcycle.conversion.companions import (
-    check_vocabulary,
-    copy_companions,
-)
+from foundry_upcycle.checkpoints.composer_files import from_composer
+from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.config import UpcyclingConfig
+from foundry_upcycle.conversion.convert import convert
+from foundry_upcycle.conversion.export_hf import export_hf
+from foundry_upcycle.conversion.import_hf import import_hf
 from foundry_upcycle.errors import CheckpointError
 
+TEMPLATES = {'default': 'chat {{ messages }}\n', 'rag': 'rag {{ messages }}'}
 
-def test_configs_and_tokenizer_are_copied_and_nothing_else(tmp_path):
-    source, folder = tmp_path / 'source', tmp_path / 'out'
-    tiny_hf.save_llama(source)
-    folder.mkdir()
-    (folder / 'config.json').write_text('{"mine": 1}')
-    copy_companions(str(source), folder)
-    assert json.loads((folder / 'config.json').read_text()) == {'mine': 1}
-    assert {file.name
-            for file in folder.iterdir()} == {
-                'config.json',
-                'generation_config.json',
-                'special_tokens_map.json',
-                'tokenizer.json',
-                'tokenizer_config.json',
+
+@pytest.fixture(scope='module')
+def imported(tmp_path_factory) -> str:
+    """A Composer file of a Llama, whose tokenizer transformers 5 saved."""
+    folder = tmp_path_factory.mktemp('llama')
+    tiny_hf.save_llama(folder / 'hf')
+    tiny_hf.save_tokenizer_5(folder / 'hf')
+    (folder / 'hf' / 'generation_config.json'
+    ).write_text(json.dumps({
+        'eos_token_id': [2, 3],
+        'temperature': 0.5
+    }), )
+    import_hf(str(folder / 'hf'), str(folder / 'mpt'))
+    return str(folder / 'mpt' / 'checkpoint.pt')
+
+
+def check_export(folder: Path) -> None:
+    model = tiny_hf.load(folder)
+    assert model.config.eos_token_id == 2
+    assert model.config.bos_token_id == 1
+    assert model.config.pad_token_id == 0
+    assert model.generation_config.eos_token_id == [2, 3]
+    assert model.generation_config.temperature == 0.5
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer('w0 w124').input_ids == [3, 127]
+    assert tokenizer.all_special_ids == [1, 2, 0, 127]
+    assert tokenizer.chat_template == TEMPLATES
+
+
+@pytest.mark.parametrize('file_format', ['pt', 'dcp'])
+def test_all_of_it_comes_through_without_like(imported, tmp_path, file_format):
+    moe = str(tmp_path / 'moe')
+    convert(UpcyclingConfig(imported), moe, file_format)
+    export_hf(moe, str(tmp_path / 'out'))
+    check_export(tmp_path / 'out')
+
+
+def test_composer_and_foundry_read_what_convert_wrote(imported, tmp_path):
+    convert(UpcyclingConfig(imported), str(tmp_path / 'moe.pt'), 'pt')
+    content = torch.load(tmp_path / 'moe.pt', weights_only=True)
+    huggingface = content['state']['integrations']['huggingface']
+    found = HuggingFaceModel.load_huggingface_tokenizer_from_saved_state(
+        huggingface,
+        tokenizer_save_dir=str(tmp_path / 'composer'),
+    )
+    # Foundry's scripts/inference/convert_composer_to_hf.py calls this one.
+    also_found = get_hf_tokenizer_from_composer_state_dict(
+        content,
+        trust_remote_code=False,
+        tokenizer_save_dir=str(tmp_path / 'foundry'),
+    )
+    for tokenizer in (found, also_found):
+        assert tokenizer is not None
+        assert tokenizer('w0 w124').input_ids == [3, 127]
+        assert tokenizer.chat_template == TEMPLATES
+    # Registered by Foundry's script; transformers has an MPT of its own.
+    config = huggingface['model']['config']['content']
+    config['attn_config']['attn_type'] = 'multihead_attention'
+    assert get_hf_config_from_composer_state_dict(content).eos_token_id == 2
+
+
+def trained_by_foundry(folder: Path) -> dict[str, Any]:
+    """The state of a run, with a tokenizer, as Composer saves it."""
+    tiny_hf.save_tokenizer(folder)
+    model = build_composer_model(
+        'mpt_causal_lm',
+        tiny.dense_config(),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+    assert isinstance(model, HuggingFaceModel)
+    return {
+        'state': {
+            'model': model.state_dict(),
+            'integrations': {
+                'huggingface': model.get_metadata(),
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize('is_sharded', [False, True])
+def test_a_runs_own_tokenizer_says_where_a_text_ends(tmp_path, is_sharded):
+    state = trained_by_foundry(tmp_path / 'tokenizer')
+    source, out = tmp_path / 'run', tmp_path / 'out'
+    if is_sharded:
+        dcp.save(state, checkpoint_id=source, no_dist=True)
+    else:
+        torch.save(state, source)
+    export_hf(str(source), str(out))
+    ids = json.loads((out / 'config.json').read_text())
+    assert (ids['bos_token_id'], ids['eos_token_id']) == (1, 2)
+    assert ids['pad_token_id'] == 0
+    expected = AutoTokenizer.from_pretrained(tmp_path / 'tokenizer')
+    found = AutoTokenizer.from_pretrained(out)
+    assert found.get_vocab() == expected.get_vocab()
+    assert found.special_tokens_map == expected.special_tokens_map
+    assert found('w1 w2') == expected('w1 w2')
+
+
+def test_a_template_without_tokens_survives_sharding(tmp_path):
+    state = trained_by_foundry(tmp_path / 'tokenizer')
+    files = state['state']['integrations']['huggingface']['tokenizer']
+    # As transformers 5 saves it; a sharded checkpoint keeps no empty mapping.
+    template = {
+        'type': 'TemplateProcessing',
+        'single': [{
+            'Sequence': {
+                'id': 'A',
+                'type_id': 0
             }
+        }],
+        'pair': [],
+        'special_tokens': {},
+    }
+    files['tokenizer.json']['content']['post_processor'] = template
+    dcp.save(state, checkpoint_id=tmp_path / 'run', no_dist=True)
+    found = open_checkpoint(str(tmp_path / 'run')).companions()
+    assert found.json('tokenizer.json')['post_processor'] == template
 
 
-def test_more_tokens_than_rows_are_refused(tmp_path):
-    tiny_hf.save_tokenizer(tmp_path, vocab_size=128)
-    check_vocabulary(str(tmp_path), 128)
-    check_vocabulary(str(tmp_path), 256)  # Padded.
-    with pytest.raises(CheckpointError, match='ids up to 127, .*of 127'):
-        check_vocabulary(str(tmp_path), 127)
+@pytest.mark.parametrize('name', ['../x.json', '/tmp/x', 'model.safetensors'])
+def test_no_file_is_written_elsewhere_or_over_the_model(name):
+    files = {name: {'file_extension': '', 'content': 'x'}}
+    with pytest.raises(CheckpointError, match='no file of a tokenizer'):
+        from_composer('run.pt', {'tokenizer': files}, {})
 
 
-def test_a_damaged_tokenizer_is_refused(tmp_path):
-    tiny_hf.save_tokenizer(tmp_path)
-    (tmp_path / 'tokenizer.json').write_text('{')
-    with pytest.raises(CheckpointError, match='tokenizer could not be loaded'):
-        check_vocabulary(str(tmp_path), 128)
-
-
-def test_a_folder_without_tokenizer_passes(tmp_path):
-    check_vocabulary(str(tmp_path), 1)
+def test_a_file_that_composer_would_not_keep_so_is_refused():
+    files = {'tokenizer.json': {'content': {}}}
+    with pytest.raises(CheckpointError, match='not as Composer keeps it'):
+        from_composer('run.pt', {'tokenizer': files}, {})

@@ -254,8 +254,8 @@ def test_a_source_of_more_than_its_config_is_refused(source, tmp_path):
         convert(UpcyclingConfig(source), str(tmp_path / 'out'), 'pt')
 
 
-def test_a_tokenizer_has_no_place_in_a_composer_file(source, tmp_path):
-    with pytest.raises(ConfigError, match="like='x': a pt output has no tok"):
+def test_only_a_hugging_face_folder_is_like_one(source, tmp_path):
+    with pytest.raises(ConfigError, match="like='x': a pt output .*--tokeniz"):
         convert(
             UpcyclingConfig(source),
             str(tmp_path / 'out.pt'),

@@ -5,6 +5,7 @@ import pytest
 import tiny
 import tiny_hf
 import torch
+from transformers import AutoTokenizer
 
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
@@ -12,7 +13,11 @@ from foundry_upcycle.conversion.export_hf import export_hf
 from foundry_upcycle.conversion.import_hf import import_hf
 from foundry_upcycle.conversion.manifest import read_manifest
 from foundry_upcycle.conversion.verify import verify
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.errors import (
+    CheckpointError,
+    ConfigError,
+    UpcyclingWarning,
+)
 
 
 @pytest.fixture
@@ -56,7 +61,8 @@ def test_tokenizer_configs_and_token_ids_come_along(moe, tmp_path):
 
 
 def test_without_a_tokenizer_no_token_id_is_made_up(moe, tmp_path):
-    export_hf(moe, str(tmp_path / 'out'))
+    with pytest.warns(UpcyclingWarning, match='moe.pt: it has no tokenizer'):
+        export_hf(moe, str(tmp_path / 'out'))
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config['bos_token_id'] is config['eos_token_id'] is None
 
@@ -238,6 +244,13 @@ def test_the_source_is_not_overwritten(moe):
     with pytest.raises(CheckpointError, match='it is, holds or lies in the so'):
         export_hf(moe, str(Path(moe).parent), overwrite=True)
     assert Path(moe).read_bytes() == before
+
+
+def test_what_import_hf_wrote_is_like_its_hf_folder(moe, tmp_path):
+    tiny_hf.save_llama(tmp_path / 'llama')
+    import_hf(str(tmp_path / 'llama'), str(tmp_path / 'mpt'))
+    export_hf(moe, str(tmp_path / 'out'), like=str(tmp_path / 'mpt'))
+    assert AutoTokenizer.from_pretrained(tmp_path / 'out').eos_token_id == 2
 
 
 def test_a_missing_like_is_refused(moe, tmp_path):

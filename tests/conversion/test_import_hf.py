@@ -1,6 +1,7 @@
 import json
 import resource
 import tempfile
+import warnings
 
 import pytest
 import tiny_gguf
@@ -16,7 +17,11 @@ from foundry_upcycle.conversion.export_hf import export_hf
 from foundry_upcycle.conversion.import_hf import import_hf
 from foundry_upcycle.conversion.inspect import describe
 from foundry_upcycle.conversion.manifest import hash_files, read_manifest
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.errors import (
+    CheckpointError,
+    ConfigError,
+    UpcyclingWarning,
+)
 
 
 @pytest.mark.parametrize('tied', [False, True])
@@ -86,13 +91,142 @@ def test_dtype(tmp_path, dtype):
     assert {info.dtype for info in checkpoint.tensors.values()} == {dtype}
 
 
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    source = tmp_path / 'llama'
+def test_tokens_without_a_row_are_warned_of_and_the_weights_imported(tmp_path):
+    source, out = tmp_path / 'llama', tmp_path / 'out'
     tiny_hf.save_llama(source)
-    tiny_hf.save_tokenizer(source, vocab_size=200)
-    with pytest.raises(CheckpointError, match='ids up to 199, the model a voc'):
-        import_hf(str(source), str(tmp_path / 'out'))
-    assert not (tmp_path / 'out').exists()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({'additional_special_tokens': ['<image>']})
+    tokenizer.save_pretrained(source)
+    with pytest.warns(UpcyclingWarning, match="1 of .* id 128 .'<image>'.*128"):
+        import_hf(str(source), str(out))
+    assert AutoTokenizer.from_pretrained(out / 'hf').vocab['<image>'] == 128
+    assert open_checkpoint(str(out / 'checkpoint.pt')).tensors
+
+
+def test_what_transformers_5_saved_can_be_trained_on(tmp_path):
+    source, out = tmp_path / 'llama', tmp_path / 'out'
+    tiny_hf.save_llama(source)
+    tiny_hf.save_tokenizer_5(source)
+    with pytest.raises(ValueError, match='TokenizersBackend does not exist'):
+        AutoTokenizer.from_pretrained(source)
+    import_hf(str(source), str(out))
+    tokenizer = AutoTokenizer.from_pretrained(out / 'hf')
+    assert tokenizer.eos_token_id == 2
+    assert tokenizer.all_special_ids == [1, 2, 0, 127]
+    # The class of transformers 5 gives no token_type_ids.
+    assert [*tokenizer('w0 w124')] == ['input_ids', 'attention_mask']
+    assert tokenizer('w0 w124').input_ids == [3, 127]
+    assert tokenizer.chat_template == 'chat {{ messages }}\n'
+    for file in source.rglob('*.j*'):
+        if file.name not in ('tokenizer_config.json', 'model.safetensors'):
+            copy = out / 'hf' / file.relative_to(source)
+            assert copy.read_bytes() == file.read_bytes()
+
+
+def test_a_tokenizer_with_code_is_copied_and_not_run(tmp_path):
+    source, out = tmp_path / 'llama', tmp_path / 'out'
+    tiny_hf.save_llama(source)
+    code = {
+        'tokenization_own.py': 'from .words import WORDS\nraise SystemExit(9)',
+        'words.py': 'WORDS = ()\n',
+        'own.tiktoken': 'IQ== 0\n',
+        # No bytes at all are a call to pickle.
+        'empty.tiktoken': '',
+    }
+    for name, text in code.items():
+        (source / name).write_text(text)
+    (source / 'modeling_own.py').write_text('')
+    (source / 'tokenizer.json').unlink()
+    (source / 'tokenizer_config.json').write_text(
+        json.dumps({
+            'tokenizer_class': 'OwnTokenizer',
+            'auto_map': {
+                'AutoTokenizer': ['tokenization_own.OwnTokenizer', None],
+            },
+        }),
+    )
+    with pytest.warns(UpcyclingWarning) as warned:
+        import_hf(str(source), str(out))
+    assert 'trust_remote_code: true' in ' '.join(str(w.message) for w in warned)
+    for name, text in code.items():
+        assert (out / 'hf' / name).read_text() == text
+    assert not (out / 'hf' / 'modeling_own.py').exists()
+    # And through a Composer file.
+    export_hf(str(out / 'checkpoint.pt'), str(tmp_path / 'exported'))
+    for name, text in code.items():
+        assert (tmp_path / 'exported' / name).read_text() == text
+
+
+def test_a_damaged_tokenizer_keeps_no_weights_back(tmp_path):
+    source, out = tmp_path / 'llama', tmp_path / 'out'
+    tiny_hf.save_llama(source)
+    (source / 'tokenizer.json').write_text('{')
+    with pytest.raises(CheckpointError, match='tokenizer.*--no-tokenizer'):
+        import_hf(str(source), str(out))
+    assert not out.exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UpcyclingWarning)
+        import_hf(str(source), str(out), with_tokenizer=False)
+    assert not (out / 'hf' / 'tokenizer.json').exists()
+    assert 'tokenizer' not in yaml.safe_load((out / 'model.yaml').read_text())
+
+
+def test_a_source_without_tokenizer_is_warned_of(tmp_path):
+    tiny_hf.build_llama().save_pretrained(tmp_path / 'llama')
+    with pytest.warns(UpcyclingWarning, match='it has no tokenizer.*--tokeniz'):
+        import_hf(str(tmp_path / 'llama'), str(tmp_path / 'out'))
+
+
+def test_another_tokenizer_brings_its_own_ids(tmp_path):
+    source, other, out = (tmp_path / name for name in ('llama', 'b', 'out'))
+    tiny_hf.save_llama(source)
+    tiny_hf.save_tokenizer(other)
+    AutoTokenizer.from_pretrained(
+        other,
+        eos_token='w0',
+    ).save_pretrained(other)
+    import_hf(str(source), str(out), tokenizer=str(other))
+    config = json.loads((out / 'hf' / 'config.json').read_text())
+    assert config['eos_token_id'] == 3
+    # That of the source names the other one.
+    assert not (out / 'hf' / 'generation_config.json').exists()
+    assert AutoTokenizer.from_pretrained(out / 'hf').eos_token_id == 3
+
+
+def test_a_tokenizer_that_is_none_is_refused(tmp_path):
+    source, out = str(tmp_path / 'llama'), str(tmp_path / 'out')
+    tiny_hf.save_llama(source)
+    with pytest.raises(CheckpointError, match='absent: there is no such folde'):
+        import_hf(source, out, tokenizer=str(tmp_path / 'absent'))
+    with pytest.raises(CheckpointError, match='it has no tokenizer'):
+        import_hf(source, out, tokenizer=str(tmp_path))
+    with pytest.raises(ConfigError, match='--no-tokenizer contradicts it'):
+        import_hf(source, out, tokenizer=source, with_tokenizer=False)
+
+
+@pytest.mark.parametrize('wanted,found', [(None, 4096), (8192, 8192)])
+def test_max_seq_len(tmp_path, wanted, found):
+    source, out = tmp_path / 'llama', tmp_path / 'out'
+    tiny_hf.save_llama(source, max_position_embeddings=131072)
+    lengths = import_hf(str(source), str(out), max_seq_len=wanted)
+    assert lengths == (found, 131072)
+    sections = yaml.safe_load((out / 'model.yaml').read_text())
+    assert sections['max_seq_len'] == sections['model']['max_seq_len'] == found
+    assert sections['tokenizer']['kwargs'] == {'model_max_length': found}
+    # What the model can do is not lost.
+    config = open_checkpoint(str(out / 'checkpoint.pt')).model_config
+    assert config['max_seq_len'] == 131072
+
+
+@pytest.mark.parametrize('wanted', [0, 65])
+def test_max_seq_len_that_the_model_has_not_is_refused(tmp_path, wanted):
+    tiny_hf.save_llama(tmp_path / 'llama')
+    with pytest.raises(ConfigError, match=f'--max-seq-len={wanted}: .*1 to 64'):
+        import_hf(
+            str(tmp_path / 'llama'),
+            str(tmp_path / 'out'),
+            max_seq_len=wanted,
+        )
 
 
 def test_what_mpt_can_not_express_is_refused(tmp_path):
@@ -173,11 +307,19 @@ def test_a_gguf_file_computes_the_same(tmp_path, gguf_file):
 
 
 def test_a_gguf_file_need_not_be_imported(tmp_path, gguf_file):
-    outputs = []
+    weights = []
     for i, source in enumerate((gguf_file, gguf_file.parent / 'original')):
-        convert(UpcyclingConfig(str(source)), str(tmp_path / f'{i}.pt'), 'pt')
-        outputs.append((tmp_path / f'{i}.pt').read_bytes())
-    assert outputs[0] == outputs[1]
+        out = tmp_path / f'{i}.pt'
+        convert(UpcyclingConfig(str(source)), str(out), 'pt')
+        weights.append(torch.load(out, weights_only=True)['state']['model'])
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+    # The original has no tokenizer.
+    export_hf(str(tmp_path / '0.pt'), str(tmp_path / 'exported'))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / 'exported')
+    config = json.loads((tmp_path / 'exported' / 'config.json').read_text())
+    assert tokenizer.eos_token_id == config['eos_token_id'] is not None
     assert ('format', 'GGUF file') in describe(str(gguf_file))
 
 

@@ -1,15 +1,21 @@
 """A GGUF file, or several parts of one, as the Hugging Face model it was."""
 
 import re
-from typing import Mapping
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Iterator, Mapping
 
 import torch
 
 from foundry_upcycle.checkpoints.base import TensorInfo
+from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.huggingface.gguf_config import (
     EMBEDDING,
     HEAD,
     read_hf_config,
+    write_configs,
 )
 from foundry_upcycle.checkpoints.huggingface.gguf_container import (
     GIVE_ORIGINAL,
@@ -21,7 +27,11 @@ from foundry_upcycle.checkpoints.huggingface.gguf_tensors import (
     check_readable,
     read_part,
 )
+from foundry_upcycle.checkpoints.huggingface.gguf_tokenizer import (
+    write_tokenizer,
+)
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
+from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['GGUFReader']
 
@@ -81,6 +91,15 @@ class GGUFReader(HuggingFaceModel):
         self._head_dim = self.hf_config['head_dim']
         super().__init__(path, self.hf_config, _stored(self.file.tensors))
 
+    def companions(self, with_tokenizer: bool = True) -> Companions:
+        with _temporary_folder(self.path) as folder:
+            write_configs(self.hf_config, folder)
+            if with_tokenizer:
+                length = self.section['max_seq_len']
+                write_tokenizer(self.file, length, folder)
+            found = Companions.of_folder(str(folder), self.hf_config)
+        return replace(found, path=self.path)
+
     def _stored_name(self, name: str) -> str:
         if name in _NAMES:
             return _NAMES[name]
@@ -116,6 +135,23 @@ class GGUFReader(HuggingFaceModel):
         """Whole heads of interleaved rows, in the order of transformers."""
         pairs = rows.unflatten(0, (-1, self._head_dim // 2, 2))
         return pairs.transpose(1, 2).flatten(0, 2)
+
+
+@contextmanager
+def _temporary_folder(path: str) -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory(prefix='gguf-') as folder:
+            yield Path(folder)
+    except CheckpointError:
+        raise
+    # The library of tokenizers raises no OSError.
+    except Exception as error:
+        raise CheckpointError(
+            path,
+            f'its tokenizer and config could not be written to a temporary '
+            f'folder ({error}).',
+            'set TMPDIR to a folder with room.',
+        ) from error
 
 
 def _stored(tensors: Mapping[str, StoredTensor]) -> dict[str, TensorInfo]:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from foundry_upcycle.checkpoints.base import TensorInfo
+from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
 from foundry_upcycle.errors import CheckpointError
 
@@ -64,14 +65,17 @@ class HuggingFaceReader(HuggingFaceModel):
     """
 
     def __init__(self, path: str):
-        hf_config = read_config(path)
+        self.hf_config = read_config(path)
         stored = _stored_tensors(path)
         self._files = {name: tensor.file for name, tensor in stored.items()}
         infos = {
             name: TensorInfo(tensor.shape, _DTYPES[tensor.dtype])
             for name, tensor in stored.items()
         }
-        super().__init__(path, hf_config, infos)
+        super().__init__(path, self.hf_config, infos)
+
+    def companions(self, with_tokenizer: bool = True) -> Companions:
+        return Companions.of_folder(self.path, self.hf_config, with_tokenizer)
 
     def _read_stored(
         self,

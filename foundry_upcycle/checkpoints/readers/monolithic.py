@@ -15,10 +15,13 @@ from torch.torch_version import TorchVersion
 
 from foundry_upcycle.checkpoints.base import (
     CONFIG_KEY,
+    HUGGINGFACE_KEY,
     Checkpoint,
     TensorInfo,
     flatten,
 )
+from foundry_upcycle.checkpoints.companions import Companions
+from foundry_upcycle.checkpoints.composer_files import from_composer
 from foundry_upcycle.checkpoints.names import clean_name
 from foundry_upcycle.errors import CheckpointError
 
@@ -192,8 +195,17 @@ class MonolithicReader(Checkpoint):
             name: TensorInfo(tuple(stored.meta.shape), stored.meta.dtype)
             for name, stored in self._stored.items()
         }
+        self._huggingface = _lookup(content, HUGGINGFACE_KEY.split('.')) or {}
         config = _lookup(content, CONFIG_KEY.split('.'))
         self.model_config = flatten(config or {})
+
+    def companions(self, with_tokenizer: bool = True) -> Companions:
+        return from_composer(
+            self.path,
+            self._huggingface,
+            self.model_config,
+            with_tokenizer,
+        )
 
     def _locate(self, model: Mapping[str, Any]) -> dict[str, StoredTensor]:
         located = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, Any, Iterator, Optional
 
 import torch
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -14,7 +15,14 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from foundry_upcycle.checkpoints.base import CONFIG_KEY, Checkpoint, TensorInfo
+from foundry_upcycle.checkpoints.base import (
+    CONFIG_KEY,
+    HUGGINGFACE_KEY,
+    Checkpoint,
+    TensorInfo,
+)
+from foundry_upcycle.checkpoints.companions import Companions
+from foundry_upcycle.checkpoints.composer_files import from_composer
 from foundry_upcycle.checkpoints.names import clean_name
 from foundry_upcycle.checkpoints.readers.monolithic import (
     StoredTensor,
@@ -63,6 +71,8 @@ class _Index:
     Attributes:
         tensors: Tensor name -> its key and chunks.
         config_keys: Keys of the model's config.
+        companion_keys: Keys of the tokenizer and the generation config -> the
+            names and places in lists that lead there from ``huggingface``.
     """
 
     def __init__(self, path: str):
@@ -85,6 +95,13 @@ class _Index:
             )
         prefix = f'{CONFIG_KEY}.'
         self.config_keys = [key for key in stored if key.startswith(prefix)]
+        depth = HUGGINGFACE_KEY.count('.') + 1
+        self.companion_keys = {
+            key: path[depth:]
+            for key, path in (metadata.planner_data or {}).items()
+            if key.startswith(f'{HUGGINGFACE_KEY}.') and key in stored
+            and not key.startswith(prefix)
+        }
 
     def entry(self, key: str, offsets: Optional[torch.Size] = None) -> Any:
         """Where one chunk of a tensor, or a value that is none, is stored."""
@@ -174,6 +191,20 @@ class ShardedReader(Checkpoint):
             key.removeprefix(f'{CONFIG_KEY}.'): self._load_value(key)
             for key in self._index.config_keys
         }
+
+    def companions(self, with_tokenizer: bool = True) -> Companions:
+        found: dict[str, Any] = {}
+        for key, path in self._index.companion_keys.items():
+            # Composer makes an entry of each token.
+            if with_tokenizer or path[0] != 'tokenizer':
+                set_element(found, path, self._load_value(key))
+        _add_empty(found)
+        return from_composer(
+            self.path,
+            found,
+            self.model_config,
+            with_tokenizer,
+        )
 
     def _check_files(self) -> None:
         for file, n_bytes in self._index.needed_bytes().items():
@@ -279,3 +310,17 @@ class ShardedReader(Checkpoint):
                 last - offset,
             )
         return self._finite(name, out)
+
+
+def _add_empty(nested: Any) -> None:
+    """Puts back the mapping that a template of a tokenizer may have empty.
+
+    Where nothing is, a sharded checkpoint has no entry; ``tokenizers`` wants
+    one.
+    """
+    values = nested.values() if isinstance(nested, dict) else nested
+    if isinstance(nested, dict) and nested.get('type') == 'TemplateProcessing':
+        nested.setdefault('special_tokens', {})
+    for value in values:
+        if isinstance(value, (dict, list)):
+            _add_empty(value)

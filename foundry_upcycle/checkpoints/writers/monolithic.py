@@ -17,6 +17,8 @@ from torch._utils import _rebuild_tensor_v2, _rebuild_tensor_v3
 from torch.storage import _dtype_to_storage_type_map
 
 from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo, nest
+from foundry_upcycle.checkpoints.companions import Companions
+from foundry_upcycle.checkpoints.composer_files import to_composer
 from foundry_upcycle.checkpoints.names import is_mixture
 from foundry_upcycle.checkpoints.writers.output import (
     Progress,
@@ -44,6 +46,7 @@ def write_monolithic(
     path: Path,
     dtype: Optional[torch.dtype],
     progress: Progress,
+    companions: Optional[Companions] = None,
 ) -> None:
     """Writes what a run's ``load_path`` takes with ``load_weights_only``.
 
@@ -54,6 +57,7 @@ def write_monolithic(
         path: The file.
         dtype: Of floating-point tensors; None keeps each one's own.
         progress: Is told the bytes of each block.
+        companions: Tokenizer and generation config; None: the checkpoint's.
 
     Raises:
         CheckpointError: The checkpoint gives other rows than it promised.
@@ -63,20 +67,36 @@ def write_monolithic(
         name: streamed(checkpoint, name, stored, progress)
         for name, stored in stored_tensors(checkpoint, dtype).items()
     }
-    write_archive(path, composer_state(checkpoint, tensors))
+    companions = companions or checkpoint.companions()
+    write_archive(path, composer_state(checkpoint, tensors, companions))
 
 
 def composer_state(
     checkpoint: Checkpoint,
     tensors: Mapping[str, Any],
+    companions: Companions,
+    files_as_text: bool = False,
 ) -> dict[str, Any]:
-    """What Composer saves with ``save_weights_only``, and no tokenizer."""
-    config = {
+    """What Composer saves with ``save_weights_only``.
+
+    Args:
+        checkpoint: Whose config it is.
+        tensors: Name -> what stands for the tensor.
+        companions: See ``to_composer``.
+        files_as_text: See ``to_composer``.
+    """
+    content = nest(checkpoint.model_config)
+    if content:
+        token_ids = companions.token_ids(content.get('vocab_size', 0))
+        # With a pad_token_id, an MPT would not train that row's embedding.
+        del token_ids['pad_token_id']
+        content |= {k: i for k, i in token_ids.items() if i is not None}
+    huggingface = to_composer(companions, files_as_text)
+    huggingface['model']['config'] = {
         'file_extension': '.json',
-        'content': nest(checkpoint.model_config),
+        'content': content,
         'class': _MOE_CLASS if is_mixture(tensors) else _DENSE_CLASS,
     }
-    huggingface = {'model': {'config': config}, 'tokenizer': {}}
     state = {
         'model': OrderedDict(tensors),
         'integrations': {

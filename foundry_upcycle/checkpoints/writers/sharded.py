@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
 from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
+from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.writers.monolithic import (
     composer_state,
     streamed,
@@ -33,10 +34,11 @@ def write_sharded(
     folder: Path,
     dtype: Optional[torch.dtype],
     progress: Progress,
+    companions: Optional[Companions] = None,
 ) -> None:
     """Writes what a run's ``load_path`` takes with ``load_weights_only``.
 
-    One file holds the config, and one each tensor; any number of ranks loads
+    One file holds config and tokenizer, and one each tensor; any number of ranks loads
     them.
 
     Args:
@@ -44,13 +46,15 @@ def write_sharded(
         folder: The folder; it must not hold a checkpoint.
         dtype: Of floating-point tensors; None keeps each one's own.
         progress: Is told the bytes of each block.
+        companions: Tokenizer and generation config; None: the checkpoint's.
 
     Raises:
         CheckpointError: The checkpoint gives other rows than it promised.
         OSError: A file can't be written.
     """
     tensors = stored_tensors(checkpoint, dtype)
-    planner, items, metadata = _plan(checkpoint, tensors)
+    companions = companions or checkpoint.companions()
+    planner, items, metadata = _plan(checkpoint, tensors, companions)
     folder.mkdir(parents=True, exist_ok=True)
     stored = _write_values(folder, planner, items)
     for i, item in enumerate(items):
@@ -69,6 +73,7 @@ def write_sharded(
 def _plan(
     checkpoint: Checkpoint,
     tensors: Mapping[str, TensorInfo],
+    companions: Companions,
 ) -> tuple[SavePlanner, list[WriteItem], Metadata]:
     planner = DefaultSavePlanner()
     empty = {
@@ -76,7 +81,7 @@ def _plan(
         for name, info in tensors.items()
     }
     planner.set_up_planner(
-        composer_state(checkpoint, empty),
+        composer_state(checkpoint, empty, companions, files_as_text=True),
         is_coordinator=True,
     )
     plan = planner.create_local_plan()
@@ -89,7 +94,7 @@ def _write_values(
     planner: SavePlanner,
     items: Iterable[WriteItem],
 ) -> dict[MetadataIndex, _StorageInfo]:
-    """Writes what is no tensor, the config, to the first file."""
+    """Writes what is no tensor, config and tokenizer, to the first file."""
     stored = {}
     path = folder / '__0_0.distcp'
     with path.open('wb') as file:
