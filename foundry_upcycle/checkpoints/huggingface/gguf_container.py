@@ -161,8 +161,7 @@ class _Cursor:
         count = self.number('Q')
         if count > min(self.left // least_bytes, _MOST):
             raise ValueError(
-                f'{count} things can not be in its {self.size} '
-                'bytes'
+                f'{count} things can not be in its {self.size} bytes',
             )
         return count
 
@@ -258,8 +257,8 @@ def _place(
     block, n_bytes = package.GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
         raise ValueError(
-            f'{name} has {shape[-1]} columns of {kind.name}, '
-            f'which come by {block}'
+            f'{name} has {shape[-1]} columns of {kind.name}, which come by '
+            f'{block}',
         )
     for size in shape:
         n_bytes *= size

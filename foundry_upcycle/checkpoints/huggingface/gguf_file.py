@@ -18,21 +18,22 @@ __all__ = ['GGUFFile', 'gguf_parts', 'read_gguf']
 
 _PART_NAME = re.compile(r'(.*)-(\d{5})-of-(\d{5})\.gguf')
 
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _list_of(is_kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_kind, value))
+
+
 _IS_KIND: Mapping[str, Callable[[Any], bool]] = {
-    'a number':
-    is_number,
-    'a whole number':
-    is_whole,
-    'true or false':
-    lambda value: isinstance(value, bool),
-    'a text':
-    lambda value: isinstance(value, str),
-    'a list of texts':
-    lambda value: isinstance(value, list
-                            ) and all(isinstance(text, str) for text in value),
-    'a list of numbers':
-    lambda value: isinstance(value, list) and
-    all(is_number(number) for number in value),
+    'a number': is_number,
+    'a whole number': is_whole,
+    'true or false': lambda value: isinstance(value, bool),
+    'a text': _is_text,
+    'a list of texts': _list_of(_is_text),
+    'a list of numbers': _list_of(is_number),
 }
 
 
