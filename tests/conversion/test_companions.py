@@ -1,5 +1,6 @@
 """Tokenizer, generation config and ids on their way through Composer files."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ from composer.models import HuggingFaceModel
 from composer.models.huggingface import get_hf_config_from_composer_state_dict
 from llmfoundry.utils import get_hf_tokenizer_from_composer_state_dict
 from llmfoundry.utils.builders import build_composer_model
+from sentencepiece import SentencePieceTrainer
 from transformers import AutoTokenizer
 
-from foundry_upcycle.checkpoints.composer_files import from_composer
+from foundry_upcycle.checkpoints.companions import Companions
+from foundry_upcycle.checkpoints.composer_files import (
+    from_composer,
+    to_composer,
+)
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
@@ -156,3 +162,33 @@ def test_a_file_that_composer_would_not_keep_so_is_refused():
     files = {'tokenizer.json': {'content': {}}}
     with pytest.raises(CheckpointError, match='not as Composer keeps it'):
         from_composer('run.pt', {'tokenizer': files}, {})
+
+
+def test_every_kind_of_file_comes_back_as_it_was():
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(['a b c d']),
+        model_writer=model,
+        vocab_size=8,
+        minloglevel=2,
+    )
+    files = {
+        'tokenizer.model': model.getvalue(),
+        'vocab.txt': 'a\nä\n'.encode(),
+        'tokenization_own.py': b'1\n',
+        'sub/words.py': b'2\n',
+        # Not SentencePiece's, so Composer would die of it.
+        'other.model': b'IQ== 0\n',
+        'empty.tiktoken': b'',
+    }
+    kept = to_composer(Companions('folder', files))
+    extensions = {n: e['file_extension'] for n, e in kept['tokenizer'].items()}
+    assert extensions == {
+        'tokenizer.model': '.model',
+        'vocab.txt': '.txt',
+        'tokenization_own.py': '.py',
+        'sub/words.py': '',
+        'other.model': '',
+        'empty.tiktoken': '',
+    }
+    assert from_composer('run.pt', kept, {}).files == files
