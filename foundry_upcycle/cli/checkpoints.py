@@ -88,7 +88,8 @@ def import_hf(
         str,
         typer.Argument(
             help='Hugging Face folder with safetensors (Llama, Mistral, '
-            'Qwen2, Qwen3 or Gemma), or a GGUF file (Llama, Qwen2 or Qwen3).',
+            'Qwen2, Qwen3, Phi-3, Granite, SmolLM3, Gemma or MPT), or a GGUF '
+            'file (Llama, Qwen2 or Qwen3).',
         ),
     ],
     out: Annotated[
@@ -242,8 +243,8 @@ def export_hf(
     """Makes a Hugging Face folder that transformers and vLLM load.
 
     A dense model becomes what --like is of (else the plainest architecture
-    that holds it), a mixture Mixtral (Qwen3-MoE
-    where queries and keys are normalised).
+    that holds it), a mixture Mixtral (Qwen2-MoE
+    where queries and keys have biases, Qwen3-MoE where they are normalised).
 
     Example: foundry-upcycle export-hf runs/upcycle/latest-rank0.pt served
     --like runs/llama3/hf --dtype bfloat16

@@ -25,6 +25,7 @@ from foundry_upcycle.checkpoints.huggingface.names import (
 )
 from foundry_upcycle.checkpoints.huggingface.to_mpt import to_mpt
 from foundry_upcycle.checkpoints.huggingface.zeros import without_zeros
+from foundry_upcycle.config import is_whole
 from foundry_upcycle.errors import CheckpointError, ConfigError
 
 __all__ = ['HuggingFaceModel']
@@ -71,8 +72,8 @@ class HuggingFaceModel(Checkpoint):
             stored,
             self._is_zero,
         )
+        self._check_layers(hf_config)
         self.section = section = to_mpt(hf_config)
-        self._check_layers(section['n_layers'])
         found = [
             replace(part, hf=self._stored_name(part.hf)) for part in parts(
                 section,
@@ -172,9 +173,10 @@ class HuggingFaceModel(Checkpoint):
         found = stored.pop()
         return common_dtype(part.dtype(found) for part in self._parts[name])
 
-    def _check_layers(self, n_layers: int) -> None:
+    def _check_layers(self, hf_config: Mapping[str, Any]) -> None:
         # Before that many names are made.
-        if n_layers > len(self._stored):
+        n_layers = hf_config.get('num_hidden_layers', hf_config.get('n_layers'))
+        if is_whole(n_layers) and n_layers > len(self._stored):
             raise CheckpointError(
                 self.path,
                 f'it has {len(self._stored)} tensors, and {self.described_by} '

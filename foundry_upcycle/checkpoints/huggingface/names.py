@@ -11,14 +11,12 @@ from typing import Any, Iterator, Mapping
 
 import torch
 
-from foundry_upcycle.checkpoints.base import flatten
-from foundry_upcycle.checkpoints.empty import parameter_shapes
 from foundry_upcycle.checkpoints.huggingface.architectures import (
     ARCHITECTURES,
     SHARED_EXPERT_SIZE,
 )
 from foundry_upcycle.checkpoints.huggingface.folding import factor
-from foundry_upcycle.checkpoints.huggingface.own import MPT
+from foundry_upcycle.checkpoints.huggingface.own import MPT, own_shapes
 from foundry_upcycle.checkpoints.names import EXPERT_WEIGHTS
 from foundry_upcycle.checkpoints.settings import complete
 
@@ -205,11 +203,9 @@ def parts(
 
 
 def _own_parts(mpt_config: Mapping[str, Any]) -> list[Part]:
-    # Names with what Composer puts before them.
-    shapes = parameter_shapes(flatten(mpt_config))
     return [
         Part(name.removeprefix('model.'), shape, name, 0, shape[0])
-        for name, shape in shapes.items()
+        for name, shape in own_shapes(mpt_config).items()
     ]
 
 

@@ -11,17 +11,21 @@ from llmfoundry.models.layers.attention import GroupedQueryAttention
 from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 from llmfoundry.models.utils.config_defaults import attn_config_defaults
 
+from foundry_upcycle.checkpoints.base import flatten
+from foundry_upcycle.checkpoints.empty import parameter_shapes
 from foundry_upcycle.checkpoints.settings import complete
+from foundry_upcycle.config import is_whole
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 from foundry_upcycle.models.settings import MOE_FFN_TYPES
 
-__all__ = ['MPT', 'own_section']
+__all__ = ['MPT', 'own_section', 'own_shapes']
 
 MPT = 'mpt'
 
 # Keys of a run, not of the model.
 _OF_A_RUN = {'self', 'kwargs', 'init_device', 'use_cache'}
+_SIZES = {'d_model', 'n_heads', 'n_layers', 'max_seq_len', 'vocab_size'}
 _ATTENTION = (
     attn_config_defaults.keys()
     | signature(GroupedQueryAttention).parameters.keys()
@@ -51,6 +55,14 @@ def own_section(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """
     wanted = signature(MPTConfig).parameters.keys() - _OF_A_RUN
     section = {k: copy.deepcopy(v) for k, v in hf_config.items() if k in wanted}
+    for key in _SIZES & section.keys():
+        if not is_whole(section[key]) or section[key] < 1:
+            raise ConfigError(
+                key,
+                section[key],
+                'it is a size or a number of things.',
+                'set it to a whole number from 1.',
+            )
     for key in ('attn_config', 'ffn_config'):
         if not isinstance(section.setdefault(key, {}), dict):
             raise ConfigError(
@@ -78,6 +90,26 @@ def own_section(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     if section['ffn_config'].get('ffn_type') in MOE_FFN_TYPES:
         section['ffn_config'] = _experts(section)
     return section
+
+
+def own_shapes(section: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every parameter and its shape, under Composer's names.
+
+    Raises:
+        ConfigError: LLM Foundry can't build the model.
+    """
+    try:
+        return parameter_shapes(flatten(section))
+    except ConfigError:
+        raise
+    # What Foundry raises of settings of all kinds.
+    except Exception as error:
+        raise ConfigError(
+            'model_type',
+            MPT,
+            f'LLM Foundry can not build this one ({error}).',
+            'repair config.json.',
+        ) from error
 
 
 def _experts(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 No pickle is ever loaded: a folder with only ``pytorch_model.bin`` is refused.
 """
 
-import json
 import os
 from typing import Any, Mapping, NamedTuple
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from foundry_upcycle.checkpoints.base import TensorInfo
 from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
+from foundry_upcycle.documents import DocumentError, read_json
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = [
@@ -140,15 +140,14 @@ def weight_files(folder: str) -> list[str]:
 def _read_json(folder: str, name: str) -> dict[str, Any]:
     path = os.path.join(folder, name)
     try:
-        with open(path, encoding='utf-8') as stream:
-            content = json.load(stream)
+        content = read_json(path)
         if not isinstance(content, dict):
-            raise ValueError('it holds no mapping')
+            raise DocumentError('it holds no mapping.')
         return content
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, DocumentError) as error:
         raise CheckpointError(
             path,
-            f'it is missing or not JSON ({error}).',
+            f'it is missing or not JSON: {error}',
             'name a Hugging Face folder, or copy it again.',
         ) from error
 

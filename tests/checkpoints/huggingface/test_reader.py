@@ -367,6 +367,9 @@ def test_mpts_own_folders(kind, tmp_path):
     edit_tensors(tmp_path, {'transformer.norm_f.weight': None})
     with pytest.raises(CheckpointError, match='has no transformer.norm_f.we'):
         HuggingFaceReader(str(tmp_path))
+    edit_config(tmp_path, norm_type='batchnorm')
+    with pytest.raises(ConfigError, match="'mpt': LLM Foundry can not build"):
+        HuggingFaceReader(str(tmp_path))
 
 
 @pytest.mark.parametrize('bias', ['attention_bias', 'mlp_bias'])
@@ -591,6 +594,9 @@ def test_an_index_may_list_a_head_that_is_the_embedding(tmp_path):
 
 
 def test_the_config_must_be_that_of_the_weights(folder):
+    edit_config(folder, num_hidden_layers=2**60)
+    with pytest.raises(CheckpointError, match=f'says {2**60} layers'):
+        HuggingFaceReader(str(folder))
     edit_config(folder, num_hidden_layers=3)
     with pytest.raises(CheckpointError, match='has no model.layers.2.input'):
         HuggingFaceReader(str(folder))

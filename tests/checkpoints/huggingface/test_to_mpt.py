@@ -484,6 +484,7 @@ YARN = {'rope_type': 'yarn', 'factor': 2.0}
             {'model_type': 'mpt', 'attn_config': {'prefix_lm': True}},
             'attn_config.prefix_lm=True: attention is not causal',
         ),
+        ({'model_type': 'mpt', 'n_layers': 0}, 'n_layers=0: it is a size'),
         ({'model_type': 'mpt', 'ffn_config': 5}, 'ffn_config=5: it is no mapping'),
         ({'model_type': 'phi'}, "='phi': .* side by side, .* part of each head"),
         ({'model_type': 'qwen3_next'}, 'three of four layers are linear attent'),
