@@ -149,7 +149,12 @@ def _check_keys(
                 f'{feature}, which MPT does not have.',
                 'start from a model without that.',
             )
-    unknown = sorted(k for k in given.keys() - known if given[k] is not None)
+    # What the architecture does not know, and says that it has not, is no news.
+    absent = {key: accepted for key, (accepted, _) in refused.items()}
+    unknown = sorted(
+        key for key in given.keys() - known
+        if given[key] is not None and given[key] != absent.get(key)
+    )
     if unknown:
         warnings.warn(
             f'config.json has {", ".join(unknown)}, which transformers '

@@ -304,6 +304,52 @@ def test_defaults_that_follow_from_other_keys():
     assert 'head_dim' not in section
 
 
+# What they say beside sizes.
+OTHERS: dict[str, dict[str, Any]] = {
+    'Phi-4': {
+        'model_type': 'phi3',
+        'attention_bias': False,
+        'embd_pdrop': 0.0,
+        'original_max_position_embeddings': 16384,
+        'resid_pdrop': 0.0,
+        'rope_scaling': None,
+        'rope_theta': 250000,
+        'sliding_window': None,
+    },
+    'Granite-3.1-2B': {
+        'model_type': 'granite',
+        'attention_bias': False,
+        'attention_multiplier': 0.015625,
+        'embedding_multiplier': 12.0,
+        'logits_scaling': 8.0,
+        'mlp_bias': False,
+        'residual_multiplier': 0.22,
+        'rope_theta': 5000000.0,
+        'tie_word_embeddings': True,
+    },
+    'SmolLM3-3B': {
+        'model_type': 'smollm3',
+        'attention_bias': False,
+        'layer_types': ['full_attention'] * 36,
+        'max_window_layers': 28,
+        'mlp_bias': False,
+        'no_rope_layer_interval': 4,
+        'no_rope_layers': [1, 1, 1, 0] * 9,
+        'pretraining_tp': 2,
+        'rope_theta': 5000000.0,
+        'use_sliding_window': False,
+    },
+}
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_nothing_is_said_of_what_published_models_say(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        section = to_mpt(OTHERS[name])
+    assert section['attn_config']['rope_theta'] == OTHERS[name]['rope_theta']
+
+
 def test_layers_without_rope():
     # As published of SmolLM3-3B: every fourth has none.
     hf = {'model_type': 'smollm3', 'no_rope_layers': [1, 1, 1, 0] * 9}
