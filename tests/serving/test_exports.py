@@ -177,7 +177,7 @@ def run_worker(
     subprocess.run(
         [PYTHON, PROJECT / 'tests' / 'serving' / worker, *arguments],
         check=True,
-        timeout=900,
+        timeout=1800,
         cwd=tmp_path,
         env={
             **os.environ, 'PYTHONPATH': ''
