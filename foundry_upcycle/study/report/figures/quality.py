@@ -60,15 +60,7 @@ def draw_gains(scene: Scene) -> Optional[Drawing]:
     shown += [metric for metric in metrics if metric.is_held_out]
     figure, panels = _grid(len(shown), min(2, len(shown)))
     for axes, metric in zip(panels, shown, strict=True):
-        is_quality = metric.higher_is_better
-        _Panel(axes, scene, metric, of_durations[metric], is_quality).plot()
-        if is_quality:
-            axes.axhline(0, color=DENSE, linewidth=1.2)
-            axes.set_ylabel(
-                literal(f'{metric.title}, change\nfrom dense start (%)')
-            )
-        else:
-            axes.set_ylabel(literal(f'{metric.title}\n({metric.unit})'))
+        _plot_gain(axes, scene, metric, of_durations[metric])
     _legend(figure, scene, durations)
     caption = [
         _caption(scene, durations),
@@ -82,6 +74,21 @@ def draw_gains(scene: Scene) -> Optional[Drawing]:
         ' '.join(caption),
         figure,
     )
+
+
+def _plot_gain(
+    axes: Axes,
+    scene: Scene,
+    metric: Metric,
+    durations: Sequence[str],
+) -> None:
+    is_quality = metric.higher_is_better
+    _Panel(axes, scene, metric, durations, is_quality).plot()
+    if is_quality:
+        axes.axhline(0, color=DENSE, linewidth=1.2)
+    unit = ', change\nfrom dense start (%)' if is_quality else \
+        f'\n({metric.unit})'
+    axes.set_ylabel(literal(f'{metric.title}{unit}'))
 
 
 def _with_start(scene: Scene, durations: Sequence[str]) -> tuple[str, ...]:
