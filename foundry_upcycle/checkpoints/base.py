@@ -83,6 +83,21 @@ class Checkpoint(abc.ABC):
         """
         return Companions(self.path, {}, self.model_config)
 
+    def check_tokens(  # noqa: B027 - most know nothing of it.
+        self,
+        path: str,
+        ids: Mapping[str, int],
+    ) -> None:
+        """Checks a tokenizer of elsewhere, where the model's own is known.
+
+        Args:
+            path: Where it is, for messages.
+            ids: Every token -> id.
+
+        Raises:
+            CheckpointError: It is another model's.
+        """
+
     def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Warns, once for each name, if ``tensor`` has NaN or infinite values.
 

@@ -74,6 +74,13 @@ def _refuse_other_folders(path: str) -> None:
             'it holds an adapter, not a model.',
             'merge the adapter into its model, and save that.',
         )
+    files = sorted(name for name in names if name.endswith('.gguf'))
+    if files:
+        raise CheckpointError(
+            path,
+            f'it holds GGUF files ({len(files)}), and is none.',
+            f'name one: {os.path.join(path, files[0])}.',
+        )
 
 
 def checkpoint_files(path: str) -> list[str]:

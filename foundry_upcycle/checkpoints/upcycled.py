@@ -74,6 +74,9 @@ class UpcycledCheckpoint(Checkpoint):
     def companions(self, with_tokenizer: bool = True) -> Companions:
         return self._dense.companions(with_tokenizer)
 
+    def check_tokens(self, path: str, ids: Mapping[str, int]) -> None:
+        self._dense.check_tokens(path, ids)
+
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         item = self._plan[name]
         if isinstance(item, CarriedTensor):

@@ -73,6 +73,8 @@ def choose_companions(
         n_rows = checkpoint.model_config['vocab_size']
         if folder not in (None, checkpoint.path):
             _refuse_other_models(found, n_rows)
+            if found.tokens.vocabulary:
+                checkpoint.check_tokens(found.path, found.tokens.ids)
         _warn_of_tokens_without_rows(found, n_rows)
     _warn_if_missing(found)
     return found

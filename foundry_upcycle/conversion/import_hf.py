@@ -1,7 +1,6 @@
 """Hugging Face folder or GGUF file in, Composer checkpoint and YAML out."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Optional
@@ -13,12 +12,9 @@ from foundry_upcycle.checkpoints.base import dtype_name
 from foundry_upcycle.checkpoints.companions import GENERATION, Companions
 from foundry_upcycle.checkpoints.huggingface.gguf import GGUFReader
 from foundry_upcycle.checkpoints.huggingface.gguf_config import write_configs
-from foundry_upcycle.checkpoints.huggingface.gguf_tokenizer import (
-    check_tokenizer,
-)
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
-from foundry_upcycle.checkpoints.huggingface.reader import HuggingFaceReader
 from foundry_upcycle.checkpoints.names import is_mixture
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.output import Progress
 from foundry_upcycle.config import is_whole
@@ -28,7 +24,7 @@ from foundry_upcycle.conversion.companions import (
 )
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save import check_output, n_bytes, save
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import CheckpointError, ConfigError
 
 __all__ = ['MAX_SEQ_LEN', 'import_hf']
 
@@ -96,8 +92,6 @@ def import_hf(
         tokenizer=tokenizer,
         with_tokenizer=with_tokenizer,
     )
-    if tokenizer is not None and isinstance(reader, GGUFReader):
-        check_tokenizer(reader.file, tokenizer, companions.tokens.ids)
     name = f'{out}/hf' if companions.has_tokenizer else None
     sections = _sections(reader, name, length)
     header = _HEADER.format(source=source, out=out, longest=longest)
@@ -123,8 +117,14 @@ def import_hf(
 
 
 def _open(source: str) -> HuggingFaceModel:
-    is_file = os.path.isfile(source)
-    return GGUFReader(source) if is_file else HuggingFaceReader(source)
+    checkpoint = open_checkpoint(source)
+    if not isinstance(checkpoint, HuggingFaceModel):
+        raise CheckpointError(
+            source,
+            "it is Composer's, not a Hugging Face model.",
+            'give it to convert or sparse_upcycling as it is.',
+        )
+    return checkpoint
 
 
 def _checked_length(wanted: Optional[int], longest: int) -> int:

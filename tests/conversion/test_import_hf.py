@@ -356,7 +356,24 @@ def test_a_tokenizer_by_its_folder(tmp_path, gguf_file):
                 str(tmp_path / 'never'),
                 tokenizer=str(tmp_path / folder),
             )
+    with pytest.raises(CheckpointError, match="'!' has the id .*, in this tok"):
+        convert(
+            UpcyclingConfig(str(source)),
+            str(tmp_path / 'never'),
+            'pt',
+            tokenizer=str(tmp_path / 'foreign'),
+        )
     assert not (tmp_path / 'never').exists()
+
+
+def test_what_is_no_hugging_face_model_is_refused(tmp_path, gguf_file):
+    with pytest.raises(CheckpointError,
+                       match=f'GGUF files .* one: {gguf_file}'):
+        import_hf(str(gguf_file.parent), str(tmp_path / 'out'))
+    convert(UpcyclingConfig(str(gguf_file)), str(tmp_path / 'moe.pt'), 'pt')
+    with pytest.raises(CheckpointError,
+                       match="it is Composer's.* Fix: give it"):
+        import_hf(str(tmp_path / 'moe.pt'), str(tmp_path / 'out'))
 
 
 @pytest.mark.parametrize('kind', ['gguf', 'folder'])
@@ -391,5 +408,5 @@ def test_a_full_temporary_folder_is_named(
 
 
 def test_a_missing_source_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match='config.json: it is missing'):
+    with pytest.raises(CheckpointError, match='there is no such file'):
         import_hf(str(tmp_path / 'absent'), str(tmp_path / 'out'))

@@ -28,6 +28,7 @@ from foundry_upcycle.checkpoints.huggingface.gguf_tensors import (
     read_part,
 )
 from foundry_upcycle.checkpoints.huggingface.gguf_tokenizer import (
+    check_tokenizer,
     write_tokenizer,
 )
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
@@ -99,6 +100,9 @@ class GGUFReader(HuggingFaceModel):
                 write_tokenizer(self.file, length, folder)
             found = Companions.of_folder(str(folder), self.hf_config)
         return replace(found, path=self.path)
+
+    def check_tokens(self, path: str, ids: Mapping[str, int]) -> None:
+        check_tokenizer(self.file, path, ids)
 
     def _stored_name(self, name: str) -> str:
         if name in _NAMES:
