@@ -130,6 +130,7 @@ def convert(
         n_bytes(mixture, dtype),
         provenance,
         overwrite,
+        is_file=file_format == 'pt',
     )
     dense.narrowing.warn_of_zeros()
 

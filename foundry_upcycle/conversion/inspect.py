@@ -13,7 +13,10 @@ from foundry_upcycle.checkpoints.huggingface.reader import (
 from foundry_upcycle.checkpoints.names import parse_router_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.settings import require_mpt
-from foundry_upcycle.conversion.manifest import chain_of_manifests
+from foundry_upcycle.conversion.manifest import (
+    chain_of_manifests,
+    find_manifest,
+)
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['describe']
@@ -117,4 +120,4 @@ def _origins(path: str) -> list[tuple[str, str]]:
             *(('sha256', f'{digest}  {name}')
               for name, digest in source['sha256'].items()),
         ]
-    return facts or [('made by', 'not known: there is no manifest beside it')]
+    return facts or [('made by', f'not known: {find_manifest(path)[1]}')]

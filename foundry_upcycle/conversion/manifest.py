@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from foundry_upcycle.checkpoints.open import checkpoint_files
+from foundry_upcycle.documents import DocumentError, read_json
 from foundry_upcycle.errors import CheckpointError
 from foundry_upcycle.files import write_whole
 
@@ -18,6 +19,7 @@ __all__ = [
     'Provenance',
     'chain_of_manifests',
     'files_in',
+    'find_manifest',
     'hash_files',
     'is_manifest',
     'is_output',
@@ -35,6 +37,9 @@ _DISTRIBUTIONS = (
     'transformers',
 )
 
+_WEIGHTS = ('.pt', '.safetensors', '.distcp')
+_END_BYTES = 2**20
+
 
 def manifest_path(path: str | Path) -> Path:
     """In a folder ``manifest.json``, beside a file ``NAME.manifest.json``."""
@@ -49,28 +54,107 @@ def manifest_beside(file: str | Path) -> Path:
 
 
 def read_manifest(path: str | Path) -> Optional[dict[str, Any]]:
-    """The manifest of a checkpoint; None where it has none.
+    """The manifest of a checkpoint; None where it has none."""
+    return find_manifest(path)[0]
+
+
+def find_manifest(path: str | Path) -> tuple[Optional[dict[str, Any]], str]:
+    """The manifest of a checkpoint; or None, and why it has none.
 
     A file may also be part of a folder that has one (what ``import_hf``
-    writes).
+    writes). A manifest is of the very files that were written with it, and not
+    of others that came in their place.
     """
     path = Path(path)
-    own = _read(manifest_path(path))
-    if own is not None or path.is_dir():
-        return own
-    of_folder = _read(manifest_path(path.parent))
-    is_listed = of_folder is not None and path.name in of_folder['outputs']
-    return of_folder if is_listed else None
+    own, of_folder = manifest_path(path), path.with_name('manifest.json')
+    manifest, reason = _read(own), 'there is no manifest beside it'
+    if manifest is not None:
+        changed = _changed_file(manifest, path)
+        if changed is None:
+            return manifest, ''
+        reason = f'{own.name} beside it is not of this {changed}'
+    elif os.path.lexists(own):
+        reason = f'{own.name} beside it is none of this version'
+    if not path.is_dir():
+        manifest = _read(of_folder) or {'outputs': ()}
+        is_listed = path.name in manifest['outputs']
+        if is_listed and _is_as_written(manifest, path.name, path):
+            return manifest, ''
+    return None, reason
+
+
+def _changed_file(manifest: Mapping[str, Any], path: Path) -> Optional[str]:
+    if path.is_dir():
+        for name in manifest['outputs']:
+            # Other files, such as a tokenizer's, may be edited.
+            is_weights = name.endswith(_WEIGHTS)
+            if is_weights and not _is_as_written(manifest, name, path / name):
+                return name
+        return None
+    # It may have been renamed together with its manifest.
+    names = manifest['outputs']
+    is_same = any(_is_as_written(manifest, name, path) for name in names)
+    return None if is_same else path.name
+
+
+def _is_as_written(
+    manifest: Mapping[str, Any],
+    name: str,
+    file: Path,
+) -> bool:
+    outputs = manifest['outputs']
+    if isinstance(outputs, list):
+        return True  # Written before manifests had fingerprints.
+    try:
+        return outputs[name] == _fingerprint(file)
+    except OSError:
+        return False
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    """What tells a file from others, without reading it all.
+
+    The end of a ``.pt`` file has the checksums of all its tensors.
+    """
+    with file.open('rb') as stream:
+        n_bytes = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, n_bytes - _END_BYTES))
+        end = hashlib.sha256(stream.read()).hexdigest()
+    return {'bytes': n_bytes, 'sha256_of_last_mib': end}
 
 
 def _read(file: Path) -> Optional[dict[str, Any]]:
     """A manifest of ours; other tools call their files so as well."""
+    if not file.is_file():
+        return None  # A pipe would be waited for.
     try:
-        manifest = json.loads(file.read_bytes())
-        is_ours = manifest['source']['sha256'] and manifest['outputs']
-        return manifest if is_ours else None
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(file)
+    except DocumentError:
         return None
+    return manifest if _is_ours(manifest) else None
+
+
+def _is_ours(manifest: Any) -> bool:
+    """Whether it has what is read of one."""
+    try:
+        source = manifest['source']
+        texts = [
+            manifest['command'],
+            manifest['created'],
+            manifest['versions']['foundry_upcycle'],
+            source['path'],
+            *source['sha256'].values(),
+            *manifest['outputs'],
+        ]
+        mappings = [manifest['settings'], source['sha256']]
+        return (
+            bool(source['sha256'] and manifest['outputs'])
+            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(mapping, dict) for mapping in mappings)
+            and isinstance(manifest['outputs'], (dict, list))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def is_manifest(file: Path) -> bool:
@@ -100,7 +184,7 @@ def chain_of_manifests(path: str) -> list[dict[str, Any]]:
     """Those of a checkpoint, of its source, of the source's source ..."""
     chain = []
     manifest: Any = read_manifest(path)
-    while manifest:
+    while manifest and _is_ours(manifest):
         chain.append(manifest)
         manifest = manifest['source'].get('manifest')
     return chain
@@ -157,11 +241,11 @@ class Provenance:
         except Exception as error:
             self._hashes.set_exception(error)
 
-    def write(self, outputs: list[str], file: Path) -> None:
+    def write(self, outputs: Mapping[str, Path], file: Path) -> None:
         """Writes the manifest, atomically, when the source is hashed.
 
         Args:
-            outputs: Names of the files that were made.
+            outputs: The files that were made, by the names that they get.
             file: The manifest.
 
         Raises:
@@ -180,6 +264,9 @@ class Provenance:
                 'sha256': self._hashes.result(),
                 'manifest': self._origin,
             },
-            'outputs': outputs,
+            'outputs': {
+                name: _fingerprint(made)
+                for name, made in outputs.items()
+            },
         }
         write_whole(file, json.dumps(manifest, indent=2) + '\n')

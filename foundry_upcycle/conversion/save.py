@@ -15,6 +15,7 @@ from foundry_upcycle.checkpoints.writers.output import (
     check_free_space,
     new_output,
     refuse_existing,
+    unwritable,
 )
 from foundry_upcycle.conversion.manifest import (
     Provenance,
@@ -25,6 +26,7 @@ from foundry_upcycle.conversion.manifest import (
     manifest_path,
 )
 from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.files import require_place
 
 __all__ = ['Writer', 'check_output', 'n_bytes', 'save']
 
@@ -46,6 +48,7 @@ def save(
     total_bytes: int,
     provenance: Provenance,
     overwrite: bool,
+    is_file: bool = False,
 ) -> None:
     """Runs ``write``; what it writes is at ``out`` when it is complete.
 
@@ -55,13 +58,15 @@ def save(
         total_bytes: How much that will be.
         provenance: Goes into the folder, or beside the file.
         overwrite: Whether ``out`` may exist.
+        is_file: Whether it will be a file, with its manifest beside it.
 
     Raises:
         CheckpointError: ``out`` exists, or can't be written. What was there
             still is.
     """
-    out = check_output(out, provenance.source, overwrite)
-    with new_output(out, overwrite) as partial:
+    out = check_output(out, provenance.source, overwrite, is_file)
+    beside = manifest_beside(out)
+    with new_output(out, overwrite, beside) as partial:
         check_free_space(partial, total_bytes)
         provenance.start()
         with tqdm(
@@ -73,11 +78,12 @@ def save(
         ) as bar:
             with _one_thread():
                 write(partial, bar.update)
-        if partial.is_dir():
-            provenance.write(files_in(partial), manifest_path(partial))
+        if is_file:
+            outputs = {os.path.basename(out): partial}
+            provenance.write(outputs, partial.with_name('beside'))
         else:
-            # It has its place at once, and the file right after.
-            provenance.write([os.path.basename(out)], manifest_beside(out))
+            outputs = {name: partial / name for name in files_in(partial)}
+            provenance.write(outputs, manifest_path(partial))
 
 
 @contextmanager
@@ -94,7 +100,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_output(out: str, source: str, overwrite: bool) -> str:
+def check_output(
+    out: str,
+    source: str,
+    overwrite: bool,
+    is_file: bool = False,
+) -> str:
     """Refuses an output that could not be put in its place, beforehand.
 
     Returns:
@@ -109,7 +120,16 @@ def check_output(out: str, source: str, overwrite: bool) -> str:
     _refuse_foreign_folder(out)
     _refuse_foreign_manifest(out)
     refuse_existing(out, overwrite)
+    if is_file:
+        _require_place(manifest_beside(out))
     return out
+
+
+def _require_place(file: Path) -> None:
+    try:
+        require_place(file)
+    except OSError as error:
+        raise unwritable(file, error) from error
 
 
 def _refuse_foreign_folder(out: str) -> None:

@@ -20,7 +20,11 @@ from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
 from foundry_upcycle.config import UpcyclingConfig
-from foundry_upcycle.conversion.manifest import chain_of_manifests, hash_files
+from foundry_upcycle.conversion.manifest import (
+    chain_of_manifests,
+    find_manifest,
+    hash_files,
+)
 from foundry_upcycle.conversion.streamed import streamed_logits
 from foundry_upcycle.errors import CheckpointError, ConfigError
 
@@ -42,6 +46,7 @@ class Verification:
         config: A setting that makes them different functions, in words.
         provenance: Whether the manifest names this very dense checkpoint;
             None where there is no manifest. Does not decide.
+        no_manifest: Why there is none.
         logits: Largest absolute difference of the logits on the sample.
         tolerance: The largest that passes.
     """
@@ -51,6 +56,7 @@ class Verification:
     differing: dict[str, float] = field(default_factory=dict)
     config: Optional[str] = None
     provenance: Optional[bool] = None
+    no_manifest: str = 'there is none'
     logits: float = float('nan')
 
     @property
@@ -65,7 +71,7 @@ class Verification:
         provenance = {
             True: 'names these very files of the dense model',
             False: 'names other files of a dense model',
-            None: 'there is none',
+            None: self.no_manifest,
         }
         routers = 'with' if self.routers else 'without'
         lines = [
@@ -145,6 +151,7 @@ def verify(
         },
         config=_config_difference(source, target),
         provenance=_provenance(dense, mixture),
+        no_manifest=find_manifest(mixture)[1],
         logits=_logits_difference(source, target, n_tokens, seed),
         tolerance=tolerance,
     )

@@ -19,10 +19,10 @@ def digest(file) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def write(source, outputs, file) -> None:
+def write(source, output, file) -> None:
     provenance = Provenance('convert', str(source), {'seed': 17})
     provenance.start()
-    provenance.write(outputs, file)
+    provenance.write({output.name: output}, file)
 
 
 def test_a_file_is_hashed(tmp_path):
@@ -42,7 +42,7 @@ def test_what_is_written_is_read(tmp_path):
     source, out = tmp_path / 'dense.pt', tmp_path / 'moe.pt'
     tiny.save_dense(tiny.build_dense(), source)
     out.touch()
-    write(source, ['moe.pt'], manifest_path(out))
+    write(source, out, manifest_path(out))
     assert manifest_path(out) == tmp_path / 'moe.pt.manifest.json'
     manifest = read_manifest(out)
     assert manifest is not None
@@ -63,8 +63,9 @@ def test_the_sources_own_manifest_is_kept(tmp_path):
     folder.mkdir()
     source = folder / 'checkpoint.pt'
     tiny.save_dense(tiny.build_dense(), source)
-    write(source, ['checkpoint.pt'], manifest_path(folder))
-    write(source, ['moe.pt'], tmp_path / 'moe.pt.manifest.json')
+    write(source, source, manifest_path(folder))
+    (tmp_path / 'moe.pt').touch()
+    write(source, tmp_path / 'moe.pt', tmp_path / 'moe.pt.manifest.json')
     manifest = read_manifest(tmp_path / 'moe.pt')
     assert manifest is not None
     assert manifest['source']['manifest'] == json.loads(
@@ -86,7 +87,7 @@ def test_a_manifest_of_another_tool_is_none(tmp_path, content: str):
 def test_a_folders_manifest_is_of_the_files_that_it_lists(tmp_path):
     source = tmp_path / 'checkpoint.pt'
     tiny.save_dense(tiny.build_dense(), source)
-    write(source, ['checkpoint.pt'], manifest_path(tmp_path))
+    write(source, source, manifest_path(tmp_path))
     assert read_manifest(source) is not None
     assert is_output(tmp_path)
     trained = tmp_path / 'latest-rank0.pt'
@@ -99,5 +100,5 @@ def test_a_source_that_can_not_be_hashed_fails_when_written(tmp_path):
     provenance = Provenance('convert', str(tmp_path / 'absent.pt'), {})
     provenance.start()
     with pytest.raises(CheckpointError, match='not be read to its end'):
-        provenance.write([], tmp_path / 'manifest.json')
+        provenance.write({}, tmp_path / 'manifest.json')
     assert not (tmp_path / 'manifest.json').exists()

@@ -2,18 +2,17 @@
 
 Beside the target lies, while it is being written, a folder ``NAME.partial``:
 
-- ``lock`` is held (``flock``) by the process that writes; death releases it,
-- ``new`` is what is being written,
-- ``replaced`` is the old folder, for the moment between the two renames that
-  put the new one in its place.
+- ``.lock`` is held by the process that writes; death releases it,
+- ``new`` is what is being written, ``beside`` a file that goes beside it,
+- ``replaced`` and ``replaced_beside`` are the old ones, for the moment between
+  the renames that put the new ones in their place.
 
-A process that is killed leaves at most this folder. The next one puts
-``replaced`` back, if the target is missing, and removes the rest. Nothing is
-synced to the disk: a loss of power may damage what had just been written.
+A process that is killed leaves at most this folder. The next one puts the old
+ones back, if the new target has not got its place, and removes the rest. So it
+does itself where a rename fails. Nothing is synced to the disk: a loss of power
+may damage what had just been written.
 """
 
-import errno
-import fcntl
 import mmap
 import os
 import shutil
@@ -25,6 +24,14 @@ import torch
 
 from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
 from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.files import (
+    LOCK,
+    fix_for,
+    lock_folder,
+    reason_of,
+    require_place,
+    unlock_folder,
+)
 
 __all__ = [
     'Progress',
@@ -34,6 +41,7 @@ __all__ = [
     'refuse_existing',
     'stored_tensors',
     'stream_tensor',
+    'unwritable',
 ]
 
 # Is told how many bytes have just been written.
@@ -44,38 +52,43 @@ _PART_BYTES = 32 * 2**20
 # What is given to the system at a time. Where a virtual machine's free memory
 # is with its host, writes of 8 MiB took up to ten times as long.
 _WRITE_BYTES = 2**20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SUFFIX = '.partial'
 
 
 @contextmanager
 def new_output(
     path: str | os.PathLike[str],
     overwrite: bool = False,
+    beside: Optional[Path] = None,
 ) -> Iterator[Path]:
     """Yields where to write a file or folder that is to be at ``path``.
 
     It is moved there when the body ends, and removed when the body raises.
-    Missing parent folders are made.
+    Missing parent folders are made. A link is replaced, and what it points to
+    stays.
 
     Args:
         path: The target.
         overwrite: Whether the target may exist. The old one stays complete
             until the new one is.
+        beside: Where a file goes that the body writes as ``beside``, beside
+            what it was given. What is there goes with the old target.
 
     Raises:
         CheckpointError: The target exists (before anything is written),
             another process is writing it, or it can't be written: no
-            permission, disk full.
+            permission, disk full, a name that is too long, a mount point, what
+            is neither a file nor a folder.
     """
     target = Path(absolute(path))
     try:
         refuse_existing(target, overwrite)
-        with _locked_workspace(target) as workspace:
+        with _locked_workspace(target, beside) as workspace:
             refuse_existing(target, overwrite)  # What a crash left, is back.
             yield workspace / 'new'
-            _publish(workspace, target)
+            _publish(workspace, target, beside)
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -219,8 +232,13 @@ def refuse_existing(
     """Refuses a target that is there, unless it may be replaced.
 
     Raises:
-        CheckpointError: It exists; or it is the working folder, or holds it.
+        CheckpointError: It exists; it is the working folder, or holds it; or
+            its place can't be taken.
     """
+    try:
+        require_place(Path(target), _SUFFIX)
+    except OSError as error:
+        raise unwritable(target, error) from error
     if os.path.lexists(target) and not overwrite:
         raise CheckpointError(
             target,
@@ -238,82 +256,67 @@ def refuse_existing(
 
 
 @contextmanager
-def _locked_workspace(target: Path) -> Iterator[Path]:
-    workspace = target.with_name(f'{target.name}.partial')
+def _locked_workspace(
+    target: Path,
+    beside: Optional[Path],
+) -> Iterator[Path]:
+    workspace = target.with_name(f'{target.name}{_SUFFIX}')
+    target.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(workspace, target)
     try:
-        _clean(workspace, target)
+        _clean(workspace, target, beside)
         yield workspace
     finally:
-        _clean(workspace, target)
-        # In this order: whoever opens the next lock makes the folder stay.
-        (workspace / 'lock').unlink(missing_ok=True)
-        os.close(lock)
-        with suppress(OSError):
-            workspace.rmdir()
+        _clean(workspace, target, beside)
+        unlock_folder(workspace, lock)
 
 
 def _lock(workspace: Path, target: Path) -> int:
-    path = workspace / 'lock'
-    if not os.path.lexists(workspace.parent):
-        workspace.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        # Not exist_ok, which fails if another process removes it now.
-        with suppress(FileExistsError):
-            workspace.mkdir()
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:
-            continue  # Another process has just finished.
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, lock):
-                return lock
-        except BlockingIOError as error:
-            os.close(lock)
-            raise CheckpointError(
-                target,
-                'another process is writing it.',
-                'wait until that is done, or choose another output.',
-            ) from error
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
-
-
-def _is_at(path: Path, file: int) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
+        return lock_folder(workspace)
+    except BlockingIOError as error:
+        raise CheckpointError(
+            target,
+            'another process is writing it.',
+            'wait until that is done, or choose another output.',
+        ) from error
 
 
-def _clean(workspace: Path, target: Path) -> None:
+def _clean(workspace: Path, target: Path, beside: Optional[Path]) -> None:
     """Removes all but the lock; brings back what was to be replaced."""
-    replaced = workspace / 'replaced'
+    new, replaced = workspace / 'new', workspace / 'replaced'
+    old_beside = workspace / 'replaced_beside'
     if os.path.lexists(replaced) and not os.path.lexists(target):
         replaced.rename(target)
-    for path in (replaced, workspace / 'new'):
+    if beside and os.path.lexists(old_beside) and os.path.lexists(new):
+        old_beside.replace(beside)
+    for path in workspace.iterdir():
+        if path.name == LOCK:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
-def _publish(workspace: Path, target: Path) -> None:
+def _publish(workspace: Path, target: Path, beside: Optional[Path]) -> None:
     new = workspace / 'new'
+    if beside and os.path.lexists(beside):
+        beside.rename(workspace / 'replaced_beside')
+    if beside and (workspace / 'beside').exists():
+        (workspace / 'beside').rename(beside)
     if target.is_dir() or (new.is_dir() and os.path.lexists(target)):
         target.rename(workspace / 'replaced')
     new.replace(target)
 
 
-def _unwritable(target: Path, error: OSError) -> CheckpointError:
-    is_full = error.errno in _NO_ROOM
+def unwritable(
+    target: str | os.PathLike[str],
+    error: OSError,
+) -> CheckpointError:
+    """That an output can't be written, why, and what to do."""
     return CheckpointError(
         target,
-        f'it could not be written ({error}).',
-        'free space (or raise the quota or the limit on file sizes), or write '
-        'to another disk.'
-        if is_full else 'choose an output in a folder that you may write to.',
+        f'it could not be written ({reason_of(error)}).',
+        fix_for(error),
     )
