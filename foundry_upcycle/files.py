@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import stat
+import tempfile
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Iterator, Mapping, Optional
 
 __all__ = [
     'LOCK',
+    'NO_LOCKS',
+    'NO_ROOM',
     'fix_for',
     'lock_folder',
     'reason_of',
@@ -31,8 +34,9 @@ __all__ = [
 
 # The file of a folder that is locked.
 LOCK = '.lock'
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a file system that has no locks, and of a full one.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATH_BYTES = 4096  # Linux takes no longer one.
 _MOUNTS = Path('/proc/self/mountinfo')
 
@@ -69,7 +73,7 @@ def write_together(folder: Path, files: Mapping[str, str | bytes]) -> None:
     near = folder
     while not near.is_dir():
         near = near.parent
-    with scratch_folder(near, '.unfinished-') as scratch:
+    with scratch_folder('.unfinished-', near) as scratch:
         for i, content in enumerate(files.values()):
             is_text = isinstance(content, str)
             data = content.encode() if is_text else content
@@ -80,14 +84,22 @@ def write_together(folder: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 @contextmanager
-def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Yields a new folder in ``parent``, which is removed at the end.
+def scratch_folder(
+    prefix: str,
+    parent: Optional[Path] = None,
+) -> Iterator[Path]:
+    """Yields a new folder, which is removed at the end.
 
     So are those of the same prefix that processes left which were killed.
+
+    Args:
+        prefix: Of its name.
+        parent: Where it is to be; None: where temporary files are.
 
     Raises:
         OSError: It can't be made.
     """
+    parent = parent or Path(tempfile.gettempdir())
     # Another machine's locks may not be seen, so its folders stay.
     prefix = f'{prefix}{socket.gethostname()[:64]}-'
     _sweep(parent, prefix)
@@ -120,7 +132,7 @@ def _new_scratch(parent: Path, prefix: str) -> tuple[Path, Optional[int]]:
         except BlockingIOError:
             continue  # Another process took it for remains.
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             return folder, None  # Nobody sweeps here.
 
@@ -239,17 +251,26 @@ def _unescaped(text: bytes) -> bytes:
     return re.sub(rb'\\(\d{3})', lambda code: bytes([int(code[1], 8)]), text)
 
 
-def reason_of(error: OSError) -> str:
-    """Why something can't be written, in words."""
+def reason_of(
+    error: OSError,
+    path: str | os.PathLike[str] = '',
+) -> str:
+    """Why something can't be written, in words.
+
+    Args:
+        error: The system's, or of ``require_place``.
+        path: What need not be named again.
+    """
     if error.strerror is None:
         return str(error)
-    name = '' if error.filename is None else f': {os.fspath(error.filename)}'
-    return f'{error.strerror}{name}'
+    name = error.filename
+    is_known = name is None or str(name) == str(path)
+    return error.strerror if is_known else f'{error.strerror}: {name}'
 
 
 def fix_for(error: OSError) -> str:
     """What to do where an output can't be written."""
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return (
             'free space (or raise the quota or the limit on file sizes), or '
             'write to another disk.'

@@ -121,6 +121,59 @@ def test_every_error_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
+    'command',
+    [
+        ('inspect', 'a'),
+        ('convert', 'a', 'b'),
+        ('flops', 'a.yaml'),
+        ('gauntlet', 'prepare', '--to', 'a'),
+        ('gauntlet', 'score', 'a'),
+        ('study', 'plan', 'a.yaml'),
+    ],
+)
+def test_a_working_folder_that_is_gone(tmp_path, monkeypatch, command):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    (tmp_path / 'here').rmdir()
+    _, error = run(*command, code=1)
+    assert error.startswith('error: working folder=')
+    assert error.endswith(
+        "it is gone. Fix: change to a folder that is there.\n"
+    )
+
+
+def test_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    out = f'{tmp_path}/\udcff.pt'
+    monkeypatch.setattr(sys, 'argv', ['foundry-upcycle', 'convert', 'a', out])
+    _, error = run('convert', 'a', out, code=1)
+    assert error.startswith('error: argument=') and 'is not UTF-8' in error
+    assert error.count('\n') == 1 and not any(tmp_path.iterdir())
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
+
+    def refuse(_: str) -> None:
+        raise OSError(28, 'No space left on device', 'out/figure.png')
+
+    monkeypatch.setattr('foundry_upcycle.conversion.inspect.describe', refuse)
+    _, error = run('inspect', 'a', code=1)
+    assert error.startswith('error: No space left on device: out/figure.png. ')
+    assert 'Fix: free space' in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('n_bytes', [242, 250, 300])
+def test_a_name_is_too_long_before_anything_is_written(
+    dense: str,
+    tmp_path: Path,
+    n_bytes: int,
+):
+    # .manifest.json, beside the file, has 14.
+    _, error = run('convert', dense, tmp_path / ('a' * n_bytes), code=1)
+    assert 'bytes' in error and 'Fix: choose a shorter name.' in error
+    assert [file.name for file in tmp_path.iterdir()] == ['dense.pt']
+
+
+@pytest.mark.parametrize(
     'arguments,message',
     [
         (('--experts', 0), 'moe_num_experts=0'),

@@ -13,6 +13,7 @@ from composer.utils import dist
 
 from foundry_upcycle.checkpoints.sync import raise_together
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
+from foundry_upcycle.files import fix_for, reason_of, require_place
 from foundry_upcycle.gauntlet.gauntlets import announce_left_out
 from foundry_upcycle.gauntlet.results import write_results
 from foundry_upcycle.gauntlet.tasks import remove_links
@@ -53,7 +54,8 @@ class ICLResults(Callback):
             earlier one.
 
     Raises:
-        ConfigError: The file exists, or the gauntlet's can't be read.
+        ConfigError: The file exists or can't be written, or the gauntlet's
+            can't be read.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class ICLResults(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         del logger
+        self._require_place(self.folder / 'results.json')
         # Here the model is whole: neither sharded nor in a wrapper.
         config = getattr(state.model, 'config', None)
         self._model = {
@@ -111,6 +114,17 @@ class ICLResults(Callback):
             remove_links()
         dist.barrier()
 
+    def _require_place(self, path: Path) -> None:
+        try:
+            require_place(path)
+        except OSError as error:
+            raise ConfigError(
+                'callbacks.icl_results.folder',
+                str(self.folder),
+                f"results can't be written there ({reason_of(error)}).",
+                fix_for(error),
+            ) from error
+
     def after_load(self, state: State, logger: Logger) -> None:
         del logger
         if state.load_path is not None:
@@ -121,6 +135,7 @@ class ICLResults(Callback):
         if state.train_dataloader is not None:
             return  # The first evaluation of a training, which may restart.
         self._path = self._new_path(state)
+        self._require_place(self._path)
         if self._path.exists() and not self.overwrite:
             raise ConfigError(
                 'callbacks.icl_results.folder',

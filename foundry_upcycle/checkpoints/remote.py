@@ -1,7 +1,6 @@
 """Brings a checkpoint from an object store to a folder of each node."""
 
-import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
 
@@ -21,6 +20,7 @@ from foundry_upcycle.checkpoints.huggingface.reader import (
 from foundry_upcycle.checkpoints.readers.sharded import shard_files
 from foundry_upcycle.checkpoints.sync import raise_together
 from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.files import NO_ROOM, reason_of, scratch_folder
 
 __all__ = ['local_checkpoint']
 
@@ -47,8 +47,10 @@ def local_checkpoint(path: str) -> Iterator[str]:
     if store is None:
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix='upcycling-') as own_folder:
-        folders = dist.all_gather_object(own_folder)
+    with ExitStack() as stack:
+        with raise_together():
+            own_folder = stack.enter_context(_own_folder())
+        folders = dist.all_gather_object(str(own_folder))
         folder = Path(folders[dist.get_global_rank() - dist.get_local_rank()])
         with raise_together():
             if dist.get_local_rank() == 0:
@@ -59,6 +61,20 @@ def local_checkpoint(path: str) -> Iterator[str]:
                 pass
         yield str(folder / 'checkpoint')
         dist.barrier()
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder('upcycling-'))
+        except OSError as error:
+            raise CheckpointError(
+                'TMPDIR',
+                f'there can be no folder for downloads ({reason_of(error)}).',
+                'set TMPDIR to a folder that you may write to.',
+            ) from error
+        yield folder
 
 
 def _format(path: str) -> str:
@@ -81,6 +97,12 @@ def _open_store(path: str) -> Optional[ObjectStore]:
 
 
 def _failed(uri: str, error: Exception) -> CheckpointError:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return CheckpointError(
+            uri,
+            f'it could not be downloaded ({reason_of(error)}).',
+            'set TMPDIR to a folder with room for it.',
+        )
     return CheckpointError(
         uri,
         f'it could not be downloaded ({type(error).__name__}: {error}).',

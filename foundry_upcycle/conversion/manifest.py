@@ -72,9 +72,9 @@ def find_manifest(path: str | Path) -> tuple[Optional[dict[str, Any]], str]:
         changed = _changed_file(manifest, path)
         if changed is None:
             return manifest, ''
-        reason = f'{own.name} beside it is not of this {changed}'
+        reason = f'{own.name} is not of this {changed}, but of another'
     elif os.path.lexists(own):
-        reason = f'{own.name} beside it is none of this version'
+        reason = f'{own.name} is none that this version writes'
     if not path.is_dir():
         manifest = _read(of_folder) or {'outputs': ()}
         is_listed = path.name in manifest['outputs']

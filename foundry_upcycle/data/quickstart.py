@@ -28,7 +28,8 @@ from foundry_upcycle.data.corpus import (
     collect,
 )
 from foundry_upcycle.data.tasks import write_tasks
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.files import write_whole
 from foundry_upcycle.gauntlet.gauntlets import FOLDER
 
 __all__ = ['SIZES', 'Size', 'main', 'write_quickstart']
@@ -89,6 +90,7 @@ def write_quickstart(folder: Path, size: Size) -> bool:
         Whether they were made.
 
     Raises:
+        CheckpointError: The folder can't be written, or another process does.
         ConfigError: Other data are there.
     """
     done = folder / _DONE
@@ -110,7 +112,7 @@ def write_quickstart(folder: Path, size: Size) -> bool:
     })
     _write_streams(folder, documents, size)
     _write_tasks(folder / 'tasks', documents, size.n_examples)
-    done.write_text(json.dumps(settings))
+    write_whole(done, json.dumps(settings))
     return True
 
 
@@ -183,7 +185,7 @@ def main(args: Optional[Sequence[str]] = None) -> None:
     options = parser.parse_args(args)
     try:
         made = write_quickstart(options.folder, SIZES[options.size])
-    except ConfigError as error:
+    except (CheckpointError, ConfigError) as error:
         sys.exit(f'error: {error}')
     done = 'wrote' if made else 'was there before:'
     print(f'{done} {options.folder}: tokenizer, data, tasks')

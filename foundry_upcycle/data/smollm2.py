@@ -13,7 +13,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import IO, Iterator, Optional, Sequence
 
 from foundry_upcycle.checkpoints.writers.output import new_output
 from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.files import scratch_folder
 
 __all__ = [
     'FILE_NAME',
@@ -56,8 +56,8 @@ def get_smollm2(folder: Path, source: Optional[Path] = None) -> Path:
     target = folder / FILE_NAME
     if target.is_file() and _sha256(target) == _SHA256:
         return target
-    with tempfile.TemporaryDirectory(prefix='smollm2-') as temporary:
-        source = source or _download(Path(temporary))
+    with scratch_folder('smollm2-') as temporary:
+        source = source or _download(temporary)
         with new_output(target, overwrite=True) as partial:
             with _open(source) as file, partial.open('wb') as copy:
                 shutil.copyfileobj(file, copy)

@@ -1,12 +1,13 @@
 """Documents to MDS folders that Foundry's ``text`` dataloader streams."""
 
-import shutil
 from pathlib import Path
 from typing import Iterator, Optional, Sequence, cast
 
 import numpy as np
 from streaming import MDSWriter
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from foundry_upcycle.checkpoints.writers.output import new_output
 
 __all__ = [
     'write_stream',
@@ -39,28 +40,25 @@ def write_stream(
         The number of samples written.
 
     Raises:
+        CheckpointError: The folder can't be written.
         ValueError: The documents do not fill one sample.
     """
-    unfinished = folder.with_name(folder.name + '.unfinished')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
     n_samples = 0
-    with MDSWriter(
-            out=str(unfinished),
-            columns={'tokens': 'ndarray:uint16'},
-    ) as writer:
-        for sample in _samples(documents, tokenizer, seq_len):
-            writer.write({'tokens': sample})
-            n_samples += 1
-            if n_samples == max_samples:
-                break
-    if not n_samples:
-        shutil.rmtree(unfinished)
-        raise ValueError(
-            f'{folder}: {len(documents)} documents do not fill one sample of ' +
-            f'{seq_len=} tokens. Give more text, or lower seq_len.',
-        )
-    unfinished.rename(folder)
+    with new_output(folder, overwrite=True) as unfinished:
+        with MDSWriter(
+                out=str(unfinished),
+                columns={'tokens': 'ndarray:uint16'},
+        ) as writer:
+            for sample in _samples(documents, tokenizer, seq_len):
+                writer.write({'tokens': sample})
+                n_samples += 1
+                if n_samples == max_samples:
+                    break
+        if not n_samples:
+            raise ValueError(
+                f'{folder}: {len(documents)} documents do not fill one sample '
+                f'of {seq_len=} tokens. Give more text, or lower seq_len.',
+            )
     return n_samples
 
 

@@ -1,7 +1,7 @@
 """Draws the scores of models, as a PNG file."""
 
 from pathlib import Path
-from typing import Sequence
+from typing import IO, Sequence
 
 import matplotlib
 import numpy as np
@@ -26,15 +26,15 @@ _MOST_APART = 0.18
 _NO_INTERVAL = (np.nan, np.nan)
 
 
-def plot_scores(outcomes: Sequence[Outcome], path: Path) -> None:
+def plot_scores(outcomes: Sequence[Outcome], file: Path | IO[bytes]) -> None:
     """Plots categories and averages, a panel for each gauntlet.
 
     Args:
         outcomes: Of the same models, one or more.
-        path: PNG file to write.
+        file: PNG file to write.
     """
     figure = draw_scores(outcomes)
-    figure.savefig(path, dpi=150, format='png')
+    figure.savefig(file, dpi=150, format='png')
     plt.close(figure)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Literal, Mapping, Optional, Sequence
@@ -10,7 +11,15 @@ from typing import Any, Iterator, Literal, Mapping, Optional, Sequence
 import yaml
 
 from foundry_upcycle.errors import ConfigError, TaskDataError
-from foundry_upcycle.files import write_whole
+from foundry_upcycle.files import (
+    NO_LOCKS,
+    fix_for,
+    lock_folder,
+    reason_of,
+    require_place,
+    unlock_folder,
+    write_whole,
+)
 from foundry_upcycle.gauntlet.gauntlets import FOLDER, read_gauntlet
 from foundry_upcycle.gauntlet.sources import Source
 from foundry_upcycle.gauntlet.tasks import Task, check_data, read_tasks
@@ -71,8 +80,8 @@ def prepare(
         Each file, once it has been dealt with.
 
     Raises:
-        ConfigError: The source can't be reached, the folder can't be written,
-            or no task is left.
+        ConfigError: The source can't be reached, the folder can't be written
+            or another process prepares it, or no task is left.
     """
     folder = Path(folder).resolve()
     digests = _digests()
@@ -82,7 +91,7 @@ def prepare(
             tasks[task.dataset_uri].append(task)
     used: set[str] = set()
     n_found = 0
-    try:
+    with _alone_in(folder):
         for path, digest in digests.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             file = _prepare_file(
@@ -100,13 +109,6 @@ def prepare(
         if used:
             for name in GAUNTLETS:
                 _write_gauntlet(name, folder, used)
-    except OSError as error:
-        raise ConfigError(
-            '--to',
-            str(folder),
-            f'it can\'t be written ({error}).',
-            'name a folder where you may write, on a disk with room.',
-        ) from error
     if not used:
         raise ConfigError(
             '--to',
@@ -116,6 +118,38 @@ def prepare(
             'scripts/eval/local_data, or a URL; or give --allow-modified for '
             'files that are not those released.',
         )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes from a folder, in which files have one name."""
+    lock = None
+    try:
+        require_place(folder / 'file')
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = lock_folder(folder)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield
+    except BlockingIOError as error:
+        raise ConfigError(
+            '--to',
+            str(folder),
+            'another process prepares it.',
+            'wait until that is done, or name another folder.',
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            '--to',
+            str(folder),
+            f"it can't be written ({reason_of(error)}).",
+            fix_for(error),
+        ) from error
+    finally:
+        if lock is not None:
+            unlock_folder(folder, lock)
 
 
 def _digests() -> dict[str, tuple[str, str]]:
@@ -133,9 +167,11 @@ def _prepare_file(
     tasks: Sequence[Task],
     allow_modified: bool,
 ) -> DataFile:
+    partial = target.with_name(f'{target.name}.partial')
+    for place in (target, partial):
+        require_place(place)
     if target.is_file() and _is_released(target, digest):
         return DataFile(path, 'present', True, _check(tasks, target))
-    partial = target.with_name(f'{target.name}.partial')
     goes_on = partial.exists()
     is_there = source.fetch(path, partial)
     if is_there and goes_on and not _is_released(partial, digest):

@@ -1,12 +1,18 @@
 """Scores files of results: from their names to tables, JSON and a figure."""
 
+import io
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Mapping, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.files import (
+    fix_for,
+    reason_of,
+    require_place,
+    write_together,
+)
 from foundry_upcycle.gauntlet.gauntlets import read_gauntlet
 from foundry_upcycle.gauntlet.mlflow_run import MLFLOW
 from foundry_upcycle.gauntlet.report import Outcome, render_report, to_json
@@ -14,6 +20,8 @@ from foundry_upcycle.gauntlet.results import ModelResults, read_results
 from foundry_upcycle.gauntlet.scores import compare, score
 
 __all__ = ['run']
+
+_FILES = ('scores.png', 'scores.json', 'report.md')
 
 
 def run(
@@ -76,8 +84,8 @@ def run(
             raise ConfigError(
                 'out',
                 out,
-                f"it can't be written ({error}).",
-                'name a folder that can.',
+                f"it can't be written ({reason_of(error)}).",
+                fix_for(error),
             ) from error
     return report
 
@@ -123,12 +131,14 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         is_usable = not out.exists() or (
             out.is_dir() and (overwrite or not any(out.iterdir()))
         )
+        for name in _FILES if is_usable else ():
+            require_place(out / name)
     except OSError as error:  # As of a name that is too long.
         raise ConfigError(
             'out',
             str(out),
-            f"it can't be made or read ({error.strerror}).",
-            'name another folder.',
+            f"it can't be made or read ({reason_of(error)}).",
+            fix_for(error),
         ) from error
     if not is_usable:
         raise ConfigError(
@@ -149,16 +159,16 @@ def _write(
     # It takes a second to import.
     from foundry_upcycle.gauntlet.figure import plot_scores
 
-    out.mkdir(parents=True, exist_ok=True)
-    # All are there before the first gets its place.
-    with tempfile.TemporaryDirectory(dir=out, prefix='.unfinished-') as folder:
-        unfinished = Path(folder)
-        plot_scores(outcomes, unfinished / 'scores.png')
-        content = to_json(models, outcomes)
-        (unfinished /
-         'scores.json').write_text(json.dumps(content, indent=1) + '\n', )
-        (unfinished / 'report.md').write_text(
+    figure = io.BytesIO()
+    plot_scores(outcomes, figure)
+    write_together(
+        out,
+        {
+            'scores.png':
+            figure.getvalue(),
+            'scores.json':
+            json.dumps(to_json(models, outcomes), indent=1) + '\n',
+            'report.md':
             f'{report}\n![Scores of categories and averages](scores.png)\n',
-        )
-        for file in unfinished.iterdir():
-            file.replace(out / file.name)
+        },
+    )

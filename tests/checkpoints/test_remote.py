@@ -1,6 +1,9 @@
 """Downloads, through Composer's real object-store client on a local store."""
 
 import os
+import resource
+import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,50 @@ def test_symlink_object(bucket: Path, weights):
     (bucket / 'latest.symlink').write_text('ba1.pt')
     with local_checkpoint('disk://bucket/latest.symlink') as path:
         assert read_all(path).keys() == weights.keys()
+
+
+def test_downloads_of_killed_runs_are_removed(
+    bucket: Path,
+    weights,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    torch.save({'state': {'model': weights}}, bucket / 'dense.pt')
+    temporary = tmp_path / 'temporary'
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(temporary))
+    child = os.fork()
+    if child == 0:
+        with local_checkpoint('disk://bucket/dense.pt'):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(os.listdir(temporary)) == 1
+    with local_checkpoint('disk://bucket/dense.pt') as path:
+        assert len(os.listdir(temporary)) == 1 and os.path.exists(path)
+    assert os.listdir(temporary) == []
+
+
+def test_no_room_for_a_download(
+    bucket: Path,
+    weights,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    torch.save({'state': {'model': weights}}, bucket / 'dense.pt')
+
+    def write() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+        with pytest.raises(CheckpointError, match='set TMPDIR to a folder wi'):
+            with local_checkpoint('disk://bucket/dense.pt'):
+                raise AssertionError
+
+    child = os.fork()
+    if child == 0:
+        try:
+            write()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_missing_object(bucket: Path):

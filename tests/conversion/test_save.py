@@ -109,7 +109,7 @@ def test_what_a_killed_one_replaced_comes_back(source: str, tmp_path: Path):
     assert make_killed(source, out, 2, rename=4) == -signal.SIGKILL
     model, made_by = claims(out)
     assert model == '4 experts'
-    assert 'moe.pt.manifest.json beside it is not of this moe.pt' in made_by
+    assert 'moe.pt.manifest.json is not of this moe.pt' in made_by
     with pytest.raises(CheckpointError, match='it exists'):
         convert(UpcyclingConfig(source), str(out), 'pt')
     assert out.with_name('moe.pt.manifest.json').read_bytes() != manifest

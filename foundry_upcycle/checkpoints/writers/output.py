@@ -16,7 +16,7 @@ may damage what had just been written.
 import mmap
 import os
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
@@ -317,6 +317,6 @@ def unwritable(
     """That an output can't be written, why, and what to do."""
     return CheckpointError(
         target,
-        f'it could not be written ({reason_of(error)}).',
+        f'it could not be written ({reason_of(error, target)}).',
         fix_for(error),
     )

@@ -1,10 +1,10 @@
 """Writes the report of a study: Markdown, one HTML file, and figures."""
 
-import tempfile
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.files import fix_for, reason_of, write_together
 from foundry_upcycle.markdown import plain
 from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.report.comparison import (
@@ -67,13 +67,13 @@ def write_report(
     drawings = list(draw_figures(summary, costs))
     files = _render(summary, drawings, costs)
     try:
-        _write(out, files)
+        write_together(out, files)
     except OSError as error:
         raise ConfigError(
             'out',
             str(out),
-            f"it can't be written ({error}).",
-            'name a folder that can.',
+            f"it can't be written ({reason_of(error)}).",
+            fix_for(error),
         ) from error
     return out / 'report.md'
 
@@ -113,21 +113,6 @@ def _render(
         },
     )
     return {**images, 'report.html': page.encode(), 'report.md': text.encode()}
-
-
-def _write(out: Path, files: dict[str, bytes]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-            prefix=f'.{out.name}.',
-            dir=out.parent,
-    ) as folder:
-        new = Path(folder)
-        (new / 'figures').mkdir()
-        for name, content in files.items():
-            (new / name).write_bytes(content)
-        (out / 'figures').mkdir(parents=True, exist_ok=True)
-        for name in files:
-            (new / name).replace(out / name)
 
 
 def _blocks(

@@ -311,6 +311,89 @@ def test_full_disk(tmp_path):
     assert code == 0
 
 
+@pytest.mark.parametrize('is_folder', [False, True])
+def test_a_mount_point_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    is_folder: bool,
+):
+    target, elsewhere = tmp_path / 'my out', tmp_path / 'elsewhere'
+    for path in (target, elsewhere):
+        path.mkdir() if is_folder else path.touch()
+
+    def write() -> None:
+        # One of the same disk is not told by its device.
+        if not mount_here(elsewhere, target):
+            os._exit(77)
+        with pytest.raises(
+                CheckpointError,
+                match='my out: it could not be .*it is a mount point.. Fix: ',
+        ):
+            with new_output(target, overwrite=True):
+                raise AssertionError
+        assert sorted(os.listdir(tmp_path)) == ['elsewhere', 'my out']
+        with new_output(tmp_path / 'other') as path:
+            put(path, 'file', 'new')
+
+    code = join(fork(write))
+    if code == 77:
+        pytest.skip('mounting is not permitted here')
+    assert code == 0
+
+
+def mount_here(source: Path, target: Path) -> bool:
+    """Shows a file or folder at another place, to this process only."""
+    libc = ctypes.CDLL(None)
+    new_mounts, private, bind = 0x20000, 1 << 18 | 1 << 14, 1 << 12
+    source_target = os.fsencode(source), os.fsencode(target)
+    return (
+        libc.unshare(new_mounts) == 0
+        and libc.mount(b'none', b'/', None, private, None) == 0
+        and libc.mount(*source_target, None, bind, None) == 0
+    )
+
+
+@pytest.mark.parametrize(
+    'name,problem',
+    [
+        ('a' * 248, 'a name of 256 bytes with .partial.*Fix: choose a shorter'),
+        ('fifo', 'it is neither a file nor a folder.. Fix: choose another'),
+    ],
+)
+def test_what_has_no_place_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    name: str,
+    problem: str,
+):
+    os.mkfifo(tmp_path / 'fifo')
+    with pytest.raises(CheckpointError, match=problem):
+        with new_output(tmp_path / name, overwrite=True):
+            raise AssertionError
+    assert os.listdir(tmp_path) == ['fifo']
+
+
+@pytest.mark.parametrize('old', [None, 'file', 'folder'])
+@pytest.mark.parametrize('kind', ['file', 'folder'])
+def test_what_goes_beside_is_replaced_with_the_output(kind, old, tmp_path):
+    target, beside = tmp_path / 'out', tmp_path / 'out.json'
+    if old:
+        put(target, old, 'old')
+        beside.write_text('old')
+    with pytest.raises(ZeroDivisionError):
+        with new_output(target, True, beside) as path:
+            put(path, kind, 'new')
+            path.with_name('beside').write_text('new')
+            raise ZeroDivisionError
+    assert found(target) == found(beside) == ('old' if old else None)
+    with new_output(target, True, beside) as path:
+        put(path, kind, 'new')
+        path.with_name('beside').write_text('new')
+    assert found(target) == found(beside) == 'new'
+    with new_output(target, True, beside) as path:
+        put(path, kind, 'without')
+    assert found(target) == 'without'
+    assert os.listdir(tmp_path) == ['out']
+
+
 def test_free_space_is_that_of_the_disk(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     check_free_space(tmp_path / 'new' / 'out', free // 2)
