@@ -156,6 +156,8 @@ def lock_folder(folder: Path, mode: int = 0o777) -> int:
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
+            if folder.is_symlink():
+                raise  # It points to nowhere.
             continue  # Another process has just finished.
         except OSError:
             with suppress(OSError):

@@ -10,6 +10,7 @@ import pytest
 
 from foundry_upcycle.files import (
     fix_for,
+    lock_folder,
     require_place,
     scratch_folder,
     write_together,
@@ -215,3 +216,9 @@ def test_names_that_fit(
     is_long = 'name' in problem
     assert ('shorter' in fix_for(caught.value)) == is_long
     assert os.listdir(tmp_path) == ['file']
+
+
+def test_a_link_to_nowhere_is_not_waited_for(tmp_path: Path):
+    (tmp_path / 'link').symlink_to('nowhere')
+    with pytest.raises(FileNotFoundError):
+        lock_folder(tmp_path / 'link')

@@ -94,7 +94,6 @@ class ICLResults(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         del logger
-        self._require_place(self.folder / 'results.json')
         # Here the model is whole: neither sharded nor in a wrapper.
         config = getattr(state.model, 'config', None)
         self._model = {

@@ -1,12 +1,15 @@
 import hashlib
 import json
+import os
 
 import pytest
 import tiny
 import tiny_hf
 
+from foundry_upcycle.conversion.inspect import describe
 from foundry_upcycle.conversion.manifest import (
     Provenance,
+    chain_of_manifests,
     hash_files,
     is_output,
     manifest_path,
@@ -77,11 +80,84 @@ def test_no_manifest(tmp_path):
     assert read_manifest(tmp_path / 'absent.pt') is None
 
 
-@pytest.mark.parametrize('content', ['{', '[]', '{"source": {}}'])
-def test_a_manifest_of_another_tool_is_none(tmp_path, content: str):
-    (tmp_path / 'manifest.json').write_text(content)
-    assert read_manifest(tmp_path) is None
+OURS = {
+    'command': 'convert',
+    'created': '2026-01-01T00:00:00+00:00',
+    'versions': {
+        'foundry_upcycle': '0.1.0',
+    },
+    'settings': {},
+    'source': {
+        'path': '/dense.pt',
+        'sha256': {
+            'dense.pt': '0',
+        },
+        'manifest': None,
+    },
+    'outputs': ['moe.pt'],  # As they were written before fingerprints.
+}
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        '{',
+        '[]',
+        '3',
+        '[' * 100_000,
+        '{"source": {}}',
+        b'\xff',
+        *({
+            key: value
+        }
+          for key in OURS
+          for value in (None, [], {}, 7)
+          if (key, value) != ('settings', {})),
+        {
+            'source': {
+                **OURS['source'], 'sha256': ['dense.pt']
+            },
+        },
+        {
+            'versions': {
+                'torch': '9',
+            },
+        },
+        {
+            'outputs': [3],
+        },
+    ],
+    ids=str,
+)
+def test_what_is_no_manifest_of_ours_is_none(tmp_path, content):
+    path = tmp_path / 'moe.pt'
+    tiny.save_dense(tiny.build_dense(), path)
+    manifest = manifest_path(path)
+    manifest.write_text(json.dumps(OURS))
+    assert read_manifest(path) == OURS
+    if isinstance(content, dict):
+        content = json.dumps({**OURS, **content})
+    data = content if isinstance(content, bytes) else content.encode()
+    for place in (manifest, tmp_path / 'manifest.json'):
+        place.write_bytes(data)
+    assert read_manifest(path) is None
     assert not is_output(tmp_path)
+    assert dict(describe(str(path)))['made by'] == (
+        'not known: moe.pt.manifest.json is none that this version writes'
+    )
+
+
+def test_a_pipe_is_no_manifest(tmp_path):
+    os.mkfifo(tmp_path / 'manifest.json')
+    assert read_manifest(tmp_path) is None and not is_output(tmp_path)
+
+
+def test_a_chain_ends_where_a_manifest_is_not_ours(tmp_path):
+    inner = {**OURS, 'source': {**OURS['source'], 'manifest': [1]}}
+    outer = {**OURS, 'source': {**OURS['source'], 'manifest': inner}}
+    (tmp_path / 'moe.pt').touch()
+    (tmp_path / 'moe.pt.manifest.json').write_text(json.dumps(outer))
+    assert chain_of_manifests(str(tmp_path / 'moe.pt')) == [outer, inner]
 
 
 def test_a_folders_manifest_is_of_the_files_that_it_lists(tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -202,6 +203,27 @@ def test_a_folder_that_cant_be_written(data: Path, tmp_path: Path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(ConfigError, match='--to=.*it can.t be written'):
         run(data, tmp_path / 'file/to')
+
+
+@pytest.mark.parametrize('place', [COPA, f'{COPA}.partial', 'paper.yaml'])
+def test_what_is_no_file_stays(data: Path, tmp_path: Path, place: str):
+    fifo = tmp_path / 'to' / place
+    fifo.parent.mkdir(parents=True)
+    os.mkfifo(fifo)
+    with pytest.raises(ConfigError, match='neither a file nor a folder'):
+        run(data, tmp_path / 'to')
+    assert fifo.is_fifo()
+
+
+def test_two_do_not_prepare_one_folder(data: Path, tmp_path: Path):
+    to = tmp_path / 'to'
+    first = prepare.prepare(open_source(str(data)), to)
+    next(first)
+    with pytest.raises(ConfigError, match='--to=.*another process prepares it'):
+        run(data, to)
+    assert all(file.state == 'present' for file in first)
+    run(data, to)
+    assert not [path for path in to.iterdir() if path.name.startswith('.')]
 
 
 @pytest.mark.parametrize(

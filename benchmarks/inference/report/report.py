@@ -99,6 +99,9 @@ def _render(summary: Summary) -> dict[str, bytes]:
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
+    for path in (out / name for name in files):
+        if path.exists() and not path.is_file():
+            raise OSError(f'{path} is there, and no file')
     with tempfile.TemporaryDirectory(
             prefix=f'.{out.name}.',
             dir=out.parent,

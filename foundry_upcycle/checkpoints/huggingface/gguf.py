@@ -1,7 +1,6 @@
 """A GGUF file, or several parts of one, as the Hugging Face model it was."""
 
 import re
-import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from foundry_upcycle.checkpoints.huggingface.gguf_tokenizer import (
 )
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
 from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.files import scratch_folder
 
 __all__ = ['GGUFReader']
 
@@ -144,8 +144,8 @@ class GGUFReader(HuggingFaceModel):
 @contextmanager
 def _temporary_folder(path: str) -> Iterator[Path]:
     try:
-        with tempfile.TemporaryDirectory(prefix='gguf-') as folder:
-            yield Path(folder)
+        with scratch_folder('gguf-') as folder:
+            yield folder
     except CheckpointError:
         raise
     # The library of tokenizers raises no OSError.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -533,6 +534,16 @@ def test_what_an_earlier_report_had_goes(tmp_path: Path):
     assert not (tmp_path / 'report/serving.json').exists()
     assert not list((tmp_path / 'report/figures').iterdir())
     assert (tmp_path / 'report/notes.txt').read_text() == 'mine'
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path):
+    write_point(tmp_path)
+    fifo = tmp_path / 'report/report.md'
+    fifo.parent.mkdir()
+    os.mkfifo(fifo)
+    with pytest.raises(HarnessError, match='report.md is there, and no file'):
+        write_report(tmp_path)
+    assert os.listdir(fifo.parent) == ['report.md'] and fifo.is_fifo()
 
 
 def test_what_can_not_be_written_leaves_nothing(tmp_path: Path):
