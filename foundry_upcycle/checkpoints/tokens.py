@@ -134,7 +134,12 @@ def read_json(
             raise ValueError('it holds no mapping')
         return content
     except (ValueError, RecursionError) as error:
-        raise _damaged(Path(path, name), error) from error
+        raise CheckpointError(
+            Path(path, name),
+            f'it is not JSON ({error!r}).',
+            'copy it again, or remove it; --no-tokenizer passes over what is '
+            "a tokenizer's.",
+        ) from error
 
 
 def _damaged(path: Any, error: Exception) -> CheckpointError:

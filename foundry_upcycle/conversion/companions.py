@@ -69,14 +69,14 @@ def choose_companions(
         )
     if not with_tokenizer:
         return found
+    n_rows = checkpoint.model_config['vocab_size']
     if found.has_tokenizer:
-        n_rows = checkpoint.model_config['vocab_size']
         if folder not in (None, checkpoint.path):
             _refuse_other_models(found, n_rows)
             if found.tokens.vocabulary:
                 checkpoint.check_tokens(found.path, found.tokens.ids)
         _warn_of_tokens_without_rows(found, n_rows)
-    _warn_if_missing(found)
+    _warn_if_missing(found, n_rows)
     return found
 
 
@@ -165,17 +165,17 @@ def _warn_of_tokens_without_rows(companions: Companions, n_rows: int) -> None:
     )
 
 
-def _warn_if_missing(companions: Companions) -> None:
+def _warn_if_missing(companions: Companions, n_rows: int) -> None:
     if not companions.has_tokenizer:
         missing = 'it has no tokenizer, so none goes with the weights'
-    elif 'eos_token_id' not in companions.tokens.special:
-        missing = 'its tokenizer names no eos_token'
+    elif companions.token_ids(n_rows)['eos_token_id'] is None:
+        missing = 'nothing says which token ends a text (eos_token)'
     else:
         return
     warnings.warn(
-        f'{companions.path}: {missing}: a run needs one, a server does not '
-        f'know where a text ends. Fix: {_NAME_ONE}; --no-tokenizer if none is '
-        'wanted.',
+        f'{companions.path}: {missing}: a run needs one, and what is served '
+        f'does not know where to stop. Fix: {_NAME_ONE}; --no-tokenizer if '
+        'none is wanted.',
         UpcyclingWarning,
         stacklevel=3,
     )

@@ -177,6 +177,22 @@ def test_a_source_without_tokenizer_is_warned_of(tmp_path):
         import_hf(str(tmp_path / 'llama'), str(tmp_path / 'out'))
 
 
+def test_a_tokenizer_that_ends_no_text_is_warned_of(tmp_path):
+    source = tmp_path / 'llama'
+    tiny_hf.save_llama(source)
+    for file in ('config.json', 'generation_config.json'):
+        content = json.loads((source / file).read_text())
+        (source /
+         file).write_text(json.dumps({
+             **content, 'eos_token_id': None
+         }))
+    for file in ('tokenizer_config.json', 'special_tokens_map.json'):
+        content = json.loads((source / file).read_text())
+        (source / file).write_text(json.dumps({**content, 'eos_token': None}))
+    with pytest.warns(UpcyclingWarning, match='nothing says .*eos_token'):
+        import_hf(str(source), str(tmp_path / 'out'))
+
+
 def test_another_tokenizer_brings_its_own_ids(tmp_path):
     source, other, out = (tmp_path / name for name in ('llama', 'b', 'out'))
     tiny_hf.save_llama(source)
