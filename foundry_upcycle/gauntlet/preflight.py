@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from llmfoundry.utils.registry_utils import import_file
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from foundry_upcycle.checkpoints.exactness import check_same_model
 from foundry_upcycle.checkpoints.open import open_checkpoint
@@ -76,6 +76,8 @@ def check_tasks(yaml_path: str, overrides: Sequence[str]) -> None:
 def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         written = read_config(yaml_path)
+        if not isinstance(written, DictConfig):
+            raise DocumentError('it is no mapping of settings.')
     except DocumentError as error:
         raise ConfigError(
             'YAML',
@@ -84,6 +86,7 @@ def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
             'name a YAML of a training or an evaluation.',
         ) from error
     config = OmegaConf.merge(written, OmegaConf.from_cli(list(overrides)))
+    assert isinstance(config, DictConfig)  # Both are.
     # Of these only: others may have values that only Foundry resolves.
     names = (
         'code_paths',

@@ -1,7 +1,7 @@
 """Mistakes in a YAML stop a run before anything is loaded."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import tiny
@@ -108,6 +108,24 @@ def test_a_good_yaml_passes(folder: Path):
 
 def test_a_yaml_without_tasks_passes(folder: Path):
     check(folder, 'icl_tasks=null', 'eval_gauntlet=null')
+
+
+@pytest.mark.parametrize(
+    'text, problem',
+    [
+        (None, 'there is no such file'),
+        ('5', 'it holds neither a mapping'),
+        ('- a', 'it is no mapping of settings'),
+        ('models: 5', "models=5: it is not a list of models"),
+        ('icl_tasks: []\ncode_paths: 5', 'code_paths=5: it is not a list'),
+    ],
+)
+def test_what_is_no_run(tmp_path: Path, text: Optional[str], problem: str):
+    path = tmp_path / 'eval.yaml'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        check_eval(str(path), [])
 
 
 def test_tasks_may_stand_in_the_yaml(folder: Path):
