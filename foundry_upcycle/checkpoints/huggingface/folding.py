@@ -10,8 +10,7 @@ import math
 from typing import Any, Mapping
 
 from foundry_upcycle.checkpoints.huggingface.architectures import ARCHITECTURES
-from foundry_upcycle.config import is_number
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.checkpoints.huggingface.checks import check_kind
 
 __all__ = ['exported_multipliers', 'factor', 'logit_scale', 'multipliers']
 
@@ -27,13 +26,7 @@ def multipliers(hf_config: Mapping[str, Any]) -> dict[str, float]:
     for key in architecture.multipliers if architecture else ():
         value = hf_config.get(key)
         found[key] = 1.0 if value is None else value
-        if not is_number(found[key]) or not 0 < found[key] < math.inf:
-            raise ConfigError(
-                key,
-                value,
-                'it is not a number above 0.',
-                'repair config.json.',
-            )
+        check_kind(key, found[key], 'a number above 0')
     return found
 
 

@@ -1,8 +1,7 @@
 """Hugging Face ``config.json`` to the MPT ``model`` section."""
 
-import math
 import warnings
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Mapping, Optional
 
 from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -10,14 +9,19 @@ from foundry_upcycle.checkpoints.base import nest
 from foundry_upcycle.checkpoints.huggingface.architectures import (
     ACTIVATION_ALIASES,
     ACTIVATIONS,
-    KINDS,
     NORMALIZE,
     OTHER_KEYS,
     ROPE_TYPES,
-    SIZES,
     Architecture,
     accepted_activations,
     get_architecture,
+)
+from foundry_upcycle.checkpoints.huggingface.checks import (
+    check_experts,
+    check_keys,
+    check_kind,
+    check_kinds,
+    check_sizes,
 )
 from foundry_upcycle.checkpoints.huggingface.folding import (
     logit_scale,
@@ -28,8 +32,6 @@ from foundry_upcycle.checkpoints.huggingface.layers import (
     mpt_overrides,
 )
 from foundry_upcycle.checkpoints.huggingface.own import MPT, own_section
-from foundry_upcycle.checkpoints.huggingface.refused import REFUSED
-from foundry_upcycle.config import is_number, is_whole
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 
 __all__ = ['to_mpt']
@@ -85,7 +87,7 @@ def _read(
         given = {'num_experts': given['num_local_experts'], **given}
         del given['num_local_experts']
     known = {*_in_transformers(architecture, given, {}), *OTHER_KEYS}
-    _check_keys(given, known, architecture)
+    check_keys(given, known, architecture)
     wanted = known & {
         *architecture.all_fields,
         *architecture.window_keys,
@@ -96,15 +98,15 @@ def _read(
     if 'rope_theta' in rope:
         given = {**given, 'rope_theta': rope['rope_theta']}
     said = {k: v for k, v in given.items() if v is not None}
-    _check_sizes(said)
-    _check_kinds(said)
+    check_sizes(said)
+    check_kinds(said)
     chosen = {k: v for k, v in given.items() if k in wanted}
     # Some defaults follow from other keys, so transformers itself sets them.
     hf = _in_transformers(architecture, given, chosen)
     hf = {key: hf[key] for key in wanted if key in hf}
-    _check_sizes({k: v for k, v in hf.items() if k != 'head_dim'})
-    _check_kinds(hf)
-    _check_experts(hf)
+    check_sizes({k: v for k, v in hf.items() if k != 'head_dim'})
+    check_kinds(hf)
+    check_experts(hf)
     return {**hf, 'rope': rope, 'layer_types': _layer_types(given)}
 
 
@@ -132,81 +134,6 @@ def _layer_types(given: Mapping[str, Any]) -> Optional[list[str]]:
             'repair config.json.',
         )
     return layers
-
-
-def _check_keys(
-    given: Mapping[str, Any],
-    known: set[str],
-    architecture: Architecture,
-) -> None:
-    refused = {**REFUSED, **architecture.refused}
-    for key, (accepted, feature) in refused.items():
-        value = given.get(key)
-        if key in known and value is not None and value != accepted:
-            raise ConfigError(
-                key,
-                value,
-                f'{feature}, which MPT does not have.',
-                'start from a model without that.',
-            )
-    # What the architecture does not know, and says that it has not, is no news.
-    absent = {key: accepted for key, (accepted, _) in refused.items()}
-    unknown = sorted(
-        key for key in given.keys() - known
-        if given[key] is not None and given[key] != absent.get(key)
-    )
-    if unknown:
-        warnings.warn(
-            f'config.json has {", ".join(unknown)}, which transformers '
-            f'{given["model_type"]} does not know: ignored.',
-            UpcyclingWarning,
-            stacklevel=4,  # The caller of to_mpt.
-        )
-
-
-def _check_sizes(hf: Mapping[str, Any]) -> None:
-    for key in sorted(SIZES & hf.keys()):
-        value = hf[key]
-        if not is_whole(value) or value < 1:
-            raise ConfigError(
-                key,
-                value,
-                'it is a size or a number of things.',
-                'set it to a whole number from 1.',
-            )
-
-
-_IS_KIND: Mapping[str, Callable[[Any], bool]] = {
-    'a number above 0': lambda v: is_number(v) and 0 < v < math.inf,
-    'a share from 0 to 1': lambda v: is_number(v) and 0 <= v <= 1,
-    'a whole number from 0': lambda v: is_whole(v) and v >= 0,
-    'true or false': lambda v: isinstance(v, bool),
-    'a text': lambda v: isinstance(v, str),
-}
-
-
-def _check_kinds(hf: Mapping[str, Any]) -> None:
-    for kind, keys in KINDS.items():
-        for key in sorted(keys & hf.keys()):
-            if not _IS_KIND[kind](hf[key]):
-                raise ConfigError(
-                    key,
-                    hf[key],
-                    f'it is not {kind}.',
-                    'repair config.json.',
-                )
-
-
-def _check_experts(hf: Mapping[str, Any]) -> None:
-    top_k = hf.get('num_experts_per_tok', 1)
-    experts = hf.get('num_local_experts', hf.get('num_experts', top_k))
-    if top_k > experts:
-        raise ConfigError(
-            'num_experts_per_tok',
-            top_k,
-            f'there are {experts} experts.',
-            'repair config.json.',
-        )
 
 
 def _given_rope(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,14 +166,7 @@ def _given_rope(given: Mapping[str, Any]) -> dict[str, Any]:
             'complete config.json, or start from another model.',
         )
     for name in sorted(needed):
-        kind_of_value = 'a number above 0'
-        if not _IS_KIND[kind_of_value](rope[name]):
-            raise ConfigError(
-                f'{key}.{name}',
-                rope[name],
-                f'it is not {kind_of_value}.',
-                'repair config.json.',
-            )
+        check_kind(f'{key}.{name}', rope[name], 'a number above 0')
     return {'rope_type': kind, **rope}
 
 
