@@ -74,13 +74,14 @@ def write_together(folder: Path, files: Mapping[str, str | bytes]) -> None:
     while not near.is_dir():
         near = near.parent
     with scratch_folder('.unfinished-', near) as scratch:
-        for i, content in enumerate(files.values()):
+        new = scratch / 'new'
+        for name, content in files.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
             is_text = isinstance(content, str)
-            data = content.encode() if is_text else content
-            (scratch / str(i)).write_bytes(data)
-        for i, name in enumerate(files):
+            (new / name).write_bytes(content.encode() if is_text else content)
+        for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / str(i)).replace(folder / name)
+            (new / name).replace(folder / name)
 
 
 @contextmanager
