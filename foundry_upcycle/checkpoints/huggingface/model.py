@@ -175,7 +175,10 @@ class HuggingFaceModel(Checkpoint):
 
     def _check_layers(self, hf_config: Mapping[str, Any]) -> None:
         # Before that many names are made.
-        n_layers = hf_config.get('num_hidden_layers', hf_config.get('n_layers'))
+        n_layers: Any = hf_config.get(
+            'num_hidden_layers',
+            hf_config.get('n_layers'),
+        )
         if is_whole(n_layers) and n_layers > len(self._stored):
             raise CheckpointError(
                 self.path,
