@@ -402,7 +402,9 @@ def test_report_of_a_study(tmp_path):
 def test_a_study_that_is_not_there():
     for command in OF_STUDY:
         _, error = run('study', command, 'absent.yaml', code=1)
-        assert error.startswith("error: study='absent.yaml': it can't be read")
+        assert error.startswith(
+            "error: study='absent.yaml': there is no such file"
+        )
 
 
 def test_a_failed_study_ends_with_1(tmp_path, monkeypatch):

@@ -2,16 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Iterator, Mapping, NoReturn, Optional
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from foundry_upcycle.config import is_whole
+from foundry_upcycle.documents import DocumentError, read_config
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.duration import parse_duration
-from foundry_upcycle.planning.flops import ModelShape
+from foundry_upcycle.planning.flops import MAX_SIZE, ModelShape
 
 __all__ = ['TrainingBudget', 'read_training_budget']
 
@@ -123,12 +123,10 @@ def _load(path: str) -> _Section:
     def refuse(problem: str) -> NoReturn:
         raise ConfigError('YAML', path, problem, 'name a training YAML.')
 
-    if not Path(path).is_file():
-        refuse('there is no such file.')
     try:
-        config = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        refuse(f'it is not YAML ({" ".join(str(error).split())}).')
+        config = read_config(path)
+    except DocumentError as error:
+        refuse(str(error))
     if not isinstance(config, DictConfig):
         refuse('it is no mapping of settings.')
     return _Section(config)
@@ -162,11 +160,11 @@ def _budget(config: _Section) -> TrainingBudget:
 
 def _whole(config: _Section, key: str, meaning: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not (is_whole(value) and 1 <= value <= MAX_SIZE):
         raise ConfigError(
             key,
             value,
-            'it is no whole number from 1.',
+            f'it is no whole number from 1 to {MAX_SIZE:,}.',
             f'set it to {meaning}.',
         )
     return value
@@ -174,13 +172,13 @@ def _whole(config: _Section, key: str, meaning: str) -> int:
 
 def _n_steps(value: Any, tokens_per_step: int) -> Optional[int]:
     """Steps that Composer takes until ``max_duration``."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if is_whole(value):
         value = f'{value}ep'  # As Composer reads a bare number.
     duration = parse_duration('max_duration', value)
     is_known = duration.unit in ('tok', 'ba', 'ep')
     # As Composer asks of all but shares of a run.
-    is_whole = duration.value >= 1 and duration.value.is_integer()
-    if not (is_known and is_whole):
+    is_from_1 = duration.value >= 1 and duration.value.is_integer()
+    if not (is_known and is_from_1):
         raise ConfigError(
             'max_duration',
             value,

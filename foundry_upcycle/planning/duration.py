@@ -9,6 +9,8 @@ from foundry_upcycle.errors import ConfigError
 __all__ = ['Duration', 'parse_duration']
 
 _DURATION = re.compile(r'(\d+\.?\d*(?:e\+?\d+)?)(tok|ba|dur|ep|sp)')
+# Tokens, or anything else: what an int of 64 bits holds.
+_LONGEST = 9e18
 
 
 @dataclass(frozen=True)
@@ -54,4 +56,12 @@ def parse_duration(key: str, text: Any) -> Duration:
             'it is not a duration.',
             'write a number and a unit, such as 43.6e9tok or 500ba.',
         )
-    return Duration(float(match[1]), match[2])
+    value = float(match[1])
+    if value > _LONGEST:
+        raise ConfigError(
+            key,
+            text,
+            'no run is as long.',
+            f'write a number up to {_LONGEST:g}.',
+        )
+    return Duration(value, match[2])

@@ -7,12 +7,16 @@ Dimension legend: D d_model, F ffn hidden size, E experts, K experts a token.
 """
 
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from foundry_upcycle.config import is_number, is_whole, partial_moe_layers
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['ModelShape']
+__all__ = ['MAX_SIZE', 'ModelShape']
+
+# What no size of a model or a batch exceeds. With it, nothing that is counted
+# leaves the range of a float.
+MAX_SIZE = 2**31 - 1
 
 # (D, F) matrices in one feed-forward layer or expert.
 _N_MATRICES = {'mlp': 2, 'glu': 3}
@@ -36,16 +40,55 @@ _MOE_DEFAULTS: dict[str, dict[str, Any]] = {
 # What ``model.name`` may be.
 _MODELS = ('mpt_causal_lm', 'upcycled_mpt')
 
-# What is a number of something, where it is given.
-_WHOLE = (
-    'd_model',
-    'head_dim',
-    'max_seq_len',
-    'n_heads',
-    'n_layers',
-    'vocab_size',
-)
-_WHOLE_OF_FFN = ('ffn_hidden_size', 'moe_num_experts', 'moe_top_k')
+# What is counted with: its default, where null stands for it, too, if that is
+# None; and its kind.
+_Settings = Mapping[str, tuple[Any, str]]
+_MODEL: _Settings = {
+    'attention_bias': (None, 'true or false'),
+    'd_model': (2048, 'size'),
+    'expansion_ratio': (4, 'number'),
+    'head_dim': (None, 'size'),
+    'learned_pos_emb': (True, 'true or false'),
+    'max_seq_len': (2048, 'size'),
+    'n_heads': (16, 'size'),
+    'n_layers': (24, 'number of layers'),
+    'no_bias': (False, 'true or false'),
+    'tie_word_embeddings': (True, 'true or false'),
+    'vocab_size': (50368, 'size'),
+}
+_ATTENTION: _Settings = {
+    'alibi': (False, 'true or false'),
+    'kv_n_heads': (None, 'size'),
+    'qk_gn': (False, 'true or false'),
+    'qk_ln': (False, 'true or false'),
+    'rope': (False, 'true or false'),
+}
+_FFN: _Settings = {
+    'ffn_hidden_size': (None, 'size'),
+    'moe_num_experts': (None, 'size'),
+    'moe_top_k': (None, 'size'),
+}
+# Far more than any model has: building them would take hours.
+_MAX_LAYERS = 10_000
+_FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    'size': (
+        lambda value: is_whole(value) and 0 < value <= MAX_SIZE,
+        f'a number above 0, without decimals, up to {MAX_SIZE:,}',
+    ),
+    'number of layers': (
+        lambda value: is_whole(value) and 0 < value <= _MAX_LAYERS,
+        f'a number above 0, without decimals, up to {_MAX_LAYERS:,}',
+    ),
+    'number': (
+        lambda value: is_number(value) and 0 < value <= MAX_SIZE,
+        f'a number above 0, up to {MAX_SIZE:,}',
+    ),
+    # Some write 1 and 0.
+    'true or false': (
+        lambda value: isinstance(value, int) and value in (0, 1),
+        'true or false',
+    ),
+}
 
 # What a block may override of attn_config that no count depends on.
 _FREE_OVERRIDES = {'attn_temperature_tuning', 'nope', 'sliding_window_size'}
@@ -103,23 +146,27 @@ class ModelShape:
             ConfigError: The model has something that is not counted here, or
                 lacks a key that has no default.
         """
-        attn = _section(model, 'attn_config')
+        attn, ffn = (
+            _section(model, f'{key}_config') for key in ('attn', 'ffn')
+        )
         _refuse_uncounted(model, attn)
-        _check_sizes(model, attn, _section(model, 'ffn_config'))
-        d_model = model.get('d_model', 2048)
-        no_bias = model.get('no_bias', False)
-        rope_or_alibi = attn.get('rope', False) or attn.get('alibi', False)
-        learned_pos_emb = model.get('learned_pos_emb', True)
+        sizes = _checked(model, 'model', _MODEL)
+        d_model, no_bias = sizes['d_model'], sizes['no_bias']
+        of_attn = _checked(attn, 'model.attn_config', _ATTENTION)
+        has_positions = (
+            sizes['learned_pos_emb']
+            and not (of_attn['rope'] or of_attn['alibi'])
+        )
         return cls(
             d_model=d_model,
-            n_layers=_n_layers(model),
-            vocab_size=model.get('vocab_size', 50368),
-            tie_word_embeddings=model.get('tie_word_embeddings', True),
-            n_position_params=model.get('max_seq_len', 2048) *
-            d_model if learned_pos_emb and not rope_or_alibi else 0,
+            n_layers=sizes['n_layers'],
+            vocab_size=sizes['vocab_size'],
+            tie_word_embeddings=bool(sizes['tie_word_embeddings']),
+            n_position_params=sizes['max_seq_len'] *
+            d_model if has_positions else 0,
             n_norm_params=d_model * _norm_vectors(model, 'model', no_bias),
-            n_attn_params=_attention_params(model, attn, d_model, no_bias),
-            **_ffn_sizes(model, d_model, no_bias),
+            n_attn_params=_attention_params(sizes, attn, of_attn),
+            **_ffn_sizes(sizes, ffn),
         )
 
     @property
@@ -183,10 +230,6 @@ class ModelShape:
         )
 
 
-def _n_layers(model: Mapping[str, Any]) -> int:
-    return model.get('n_layers', 24)
-
-
 def _section(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     section = model.get(key)
     if section is None:
@@ -201,28 +244,25 @@ def _section(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return section
 
 
-def _check_sizes(
-    model: Mapping[str, Any],
-    attn: Mapping[str, Any],
-    ffn: Mapping[str, Any],
-) -> None:
-    """Checks that what is counted with is a number, where it is given."""
-    for section, prefix, keys, is_kind in (
-        (model, 'model', _WHOLE, is_whole),
-        (model, 'model', ('expansion_ratio', ), is_number),
-        (attn, 'model.attn_config', ('kv_n_heads', ), is_whole),
-        (ffn, 'model.ffn_config', _WHOLE_OF_FFN, is_whole),
-    ):
-        for key in keys:
-            size = section.get(key)
-            if size is not None and not (is_kind(size) and size > 0):
-                raise ConfigError(
-                    f'{prefix}.{key}',
-                    size,
-                    'it is not a size.',
-                    'write a number above 0' +
-                    (', without decimals.' if is_kind is is_whole else '.'),
-                )
+def _checked(
+    section: Mapping[str, Any],
+    prefix: str,
+    settings: _Settings,
+) -> dict[str, Any]:
+    """What is counted with, of a section: its values, or their defaults."""
+    found = {}
+    for key, (default, kind) in settings.items():
+        value = found[key] = section.get(key, default)
+        fits, meaning = _FITS[kind]
+        if not (value is None and default is None or fits(value)):
+            raise ConfigError(
+                f'{prefix}.{key}',
+                value,
+                'it is not a size.'
+                if kind != 'true or false' else 'it is neither true nor false.',
+                f'write {meaning}.',
+            )
+    return found
 
 
 def _refuse_uncounted(
@@ -230,7 +270,7 @@ def _refuse_uncounted(
     attn: Mapping[str, Any],
 ) -> None:
     name = model.get('name')
-    if name is not None and name not in _MODELS:
+    if name is not None and not (isinstance(name, str) and name in _MODELS):
         raise ConfigError(
             'model.name',
             name,
@@ -291,29 +331,28 @@ def _norm_vectors(
 
 
 def _normalized_channels(
-    attn: Mapping[str, Any],
+    of_attn: Mapping[str, Any],
     head_dim: int,
     n_heads: int,
 ) -> int:
     """Channels that norms of queries and keys have a weight for."""
-    if attn.get('qk_ln'):
+    if of_attn['qk_ln']:
         return n_heads * head_dim
-    return 2 * head_dim if attn.get('qk_gn') else 0
+    return 2 * head_dim if of_attn['qk_gn'] else 0
 
 
 def _attention_params(
-    model: Mapping[str, Any],
+    sizes: Mapping[str, Any],
     attn: Mapping[str, Any],
-    d_model: int,
-    no_bias: bool,
+    of_attn: Mapping[str, Any],
 ) -> int:
     """Wqkv, out_proj and norms; ``fused_qkv`` splits the same in three."""
-    n_heads = model.get('n_heads', 16)
+    d_model, n_heads = sizes['d_model'], sizes['n_heads']
     kv_n_heads = _lookup(
         {
             'multihead_attention': n_heads,
             'multiquery_attention': 1,
-            'grouped_query_attention': attn.get('kv_n_heads'),
+            'grouped_query_attention': of_attn['kv_n_heads'],
         },
         'model.attn_config.attn_type',
         attn.get('attn_type', 'multihead_attention'),
@@ -325,12 +364,12 @@ def _attention_params(
             'grouped_query_attention has no default for it.',
             'set it to the number of key and value heads.',
         )
-    head_dim = model.get('head_dim') or d_model // n_heads
+    head_dim = sizes['head_dim'] or d_model // n_heads
     qkv_dim = (n_heads + 2 * kv_n_heads) * head_dim
-    attention_bias = model.get('attention_bias')
+    no_bias, attention_bias = sizes['no_bias'], sizes['attention_bias']
     if attention_bias is None:
         attention_bias = not no_bias
-    channels = _normalized_channels(attn, head_dim, n_heads + kv_n_heads)
+    channels = _normalized_channels(of_attn, head_dim, n_heads + kv_n_heads)
     norms = channels and channels * _norm_vectors(
         attn,
         'model.attn_config',
@@ -343,18 +382,18 @@ def _attention_params(
 
 
 def _ffn_sizes(
-    model: Mapping[str, Any],
-    d_model: int,
-    no_bias: bool,
+    sizes: Mapping[str, Any],
+    ffn: Mapping[str, Any],
 ) -> dict[str, int]:
-    ffn = _section(model, 'ffn_config')
+    d_model, no_bias = sizes['d_model'], sizes['no_bias']
+    of_ffn = _checked(ffn, 'model.ffn_config', _FFN)
     ffn_type = ffn.get('ffn_type', 'mptmlp')
-    hidden = ffn.get('ffn_hidden_size')
+    hidden = of_ffn['ffn_hidden_size']
     if hidden is None:
-        hidden = int(d_model * model.get('expansion_ratio', 4))
-    if ffn_type in _MOE_DEFAULTS:
-        n_moe_layers = _n_moe_layers(model, ffn, ffn_type)
-        has_dense = n_moe_layers < _n_layers(model)
+        hidden = int(d_model * sizes['expansion_ratio'])
+    if isinstance(ffn_type, str) and ffn_type in _MOE_DEFAULTS:
+        n_moe_layers = _n_moe_layers(sizes['n_layers'], ffn, ffn_type)
+        has_dense = n_moe_layers < sizes['n_layers']
         if not no_bias and (has_dense or ffn_type == 'mb_dmoe'):
             raise ConfigError(
                 'model.no_bias',
@@ -385,11 +424,11 @@ def _ffn_sizes(
 
 
 def _n_moe_layers(
-    model: Mapping[str, Any],
+    n_layers: int,
     ffn: Mapping[str, Any],
     ffn_type: str,
 ) -> int:
-    n_layers, given = _n_layers(model), ffn.get('moe_layers')
+    given = ffn.get('moe_layers')
     if given is not None and ffn_type != 'upcycled_dmoe':
         raise ConfigError(
             'model.ffn_config.moe_layers',

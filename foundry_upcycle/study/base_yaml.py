@@ -9,11 +9,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.duration import Duration, parse_duration
-from foundry_upcycle.planning.flops import ModelShape
+from foundry_upcycle.planning.flops import MAX_SIZE, ModelShape
 from foundry_upcycle.study.config import Phase
+from foundry_upcycle.study.foundry_yaml import (
+    merged,
+    own_variables,
+    select,
+    select_any,
+    unresolved,
+)
 
 __all__ = ['BaseYaml', 'require_same_model']
 
+# What is a mapping, where it is there.
+_SECTIONS = (
+    'variables',
+    'callbacks',
+    'callbacks.sparse_upcycling',
+    'fsdp_config',
+    'loggers',
+    'optimizer',
+    'scheduler',
+    'train_loader',
+    'train_loader.dataset',
+)
 # What a mixture of experts has in common with the model that it is made of.
 _SAME_SHAPE = (
     'd_model',
@@ -69,38 +88,30 @@ class BaseYaml:
             ConfigError: It is no train YAML of an MPT, its recipe is not
                 known, or it would log no training loss.
         """
-        try:
-            written = OmegaConf.load(phase.yaml)
-            own_variables = OmegaConf.select(written, 'variables') or ()
-            config = OmegaConf.merge(
-                written,
-                {'variables': dict(variables)},
-                dict(phase.overrides),
-            )
-        except Exception as error:  # Of OmegaConf or of the YAML parser.
-            raise ConfigError(
-                f'{key}.yaml',
-                str(phase.yaml),
-                f"it can't be read ({error}).",
-                'name a train YAML of LLM Foundry.',
-            ) from error
-        assert isinstance(config, DictConfig)  # It has keys.
-        seq_len = _select(phase.yaml, config, 'max_seq_len', int)
-        batch_size = _select(phase.yaml, config, 'global_train_batch_size', int)
+        config = merged(
+            f'{key}.yaml',
+            phase.yaml,
+            variables,
+            phase.overrides,
+            'a train YAML',
+            _SECTIONS,
+        )
+        seq_len = select(phase.yaml, config, 'max_seq_len', int)
+        batch_size = select(phase.yaml, config, 'global_train_batch_size', int)
         for name, size in (
             ('max_seq_len', seq_len),
             ('global_train_batch_size', batch_size),
         ):
-            if size < 1:
+            if not 1 <= size <= MAX_SIZE:
                 raise ConfigError(
                     f'{phase.yaml}: {name}',
                     size,
-                    'a step would have no tokens.',
-                    'set it to 1 or more.',
+                    'a step would have no tokens, or too many.',
+                    f'set it to a number from 1 to {MAX_SIZE:,}.',
                 )
-        _select(phase.yaml, config, 'tokenizer', DictConfig)
-        model = _select(phase.yaml, config, 'model', DictConfig)
-        duration = _select(phase.yaml, config, 'max_duration', (str, int))
+        select(phase.yaml, config, 'tokenizer', DictConfig)
+        model = select(phase.yaml, config, 'model', DictConfig)
+        duration = select(phase.yaml, config, 'max_duration', (str, int))
         _check_optimizer(key, phase, config)
         _check_data(phase.yaml, config, seq_len)
         _check_schedule(phase.yaml, config)
@@ -115,7 +126,7 @@ class BaseYaml:
             seq_len=seq_len,
             tokens_per_step=batch_size * seq_len,
             duration=_duration(phase.yaml, duration),
-            variables=frozenset(map(str, own_variables)),
+            variables=own_variables(phase.yaml),
         )
 
     @property
@@ -125,7 +136,7 @@ class BaseYaml:
     @property
     def is_upcycling(self) -> bool:
         """Whether a run starts by turning the dense model into experts."""
-        return _select_any(
+        return select_any(
             self.path,
             self.config,
             'callbacks.sparse_upcycling',
@@ -146,7 +157,7 @@ class BaseYaml:
             return OmegaConf.to_container(self.config[section], resolve=True)
         except OmegaConfBaseException as error:
             key = error.full_key or section
-            raise _unresolved(self.path, key, error) from error
+            raise unresolved(self.path, key, error) from error
 
     def max_duration(self, n_steps: int) -> str:
         """So many steps in the unit of the YAML, which warm-up shares."""
@@ -173,7 +184,7 @@ class BaseYaml:
             ConfigError: It is not, or the warm-up is in another unit.
         """
         warmup_key = f'{self.path}: scheduler.t_warmup'
-        text = _select_any(self.path, self.config, 'scheduler.t_warmup')
+        text = select_any(self.path, self.config, 'scheduler.t_warmup')
         if text is None:
             return
         warmup = parse_duration(warmup_key, text)
@@ -231,7 +242,7 @@ def _shape(path: Path, model: DictConfig) -> ModelShape:
         error.args = (f'{path}: {error}', )
         raise
     except OmegaConfBaseException as error:
-        raise _unresolved(path, error.full_key or 'model', error) from error
+        raise unresolved(path, error.full_key or 'model', error) from error
 
 
 def _duration(path: Path, value: Any) -> Duration:
@@ -248,11 +259,11 @@ def _duration(path: Path, value: Any) -> Duration:
 
 
 def _check_optimizer(key: str, phase: Phase, config: Any) -> None:
-    _select(phase.yaml, config, 'optimizer.lr', (float, int))
+    select(phase.yaml, config, 'optimizer.lr', (float, int))
     if not phase.learning_rates:
         return
-    _select(phase.yaml, config, 'optimizer.name', str)
-    _select(phase.yaml, config, 'optimizer.weight_decay', (float, int))
+    select(phase.yaml, config, 'optimizer.name', str)
+    select(phase.yaml, config, 'optimizer.weight_decay', (float, int))
     if not config.optimizer.lr > 0:
         raise ConfigError(
             f'{phase.yaml}: optimizer.lr',
@@ -264,7 +275,7 @@ def _check_optimizer(key: str, phase: Phase, config: Any) -> None:
 
 def _check_data(path: Path, config: Any, seq_len: int) -> None:
     key = 'train_loader.dataset.max_seq_len'
-    length = _select_any(path, config, key)
+    length = select_any(path, config, key)
     if length not in (None, seq_len):
         raise ConfigError(
             f'{path}: {key}',
@@ -277,7 +288,7 @@ def _check_data(path: Path, config: Any, seq_len: int) -> None:
 
 def _check_schedule(path: Path, config: Any) -> None:
     key = 'scheduler.t_max'
-    text = _select_any(path, config, key)
+    text = select_any(path, config, key)
     if text is None:
         return
     if parse_duration(f'{path}: {key}', text).unit != 'dur':
@@ -300,7 +311,7 @@ _NOTHING_SAVED: Mapping[str, Any] = {
 
 def _check_saving(path: Path, config: Any) -> None:
     for key, refused in _NOTHING_SAVED.items():
-        value = _select_any(path, config, key)
+        value = select_any(path, config, key)
         if type(value) is type(refused) and value == refused:
             raise ConfigError(
                 f'{path}: {key}',
@@ -313,7 +324,7 @@ def _check_saving(path: Path, config: Any) -> None:
 
 def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:
     key = 'callbacks.sparse_upcycling'
-    upcycling = _select_any(path, config, key)
+    upcycling = select_any(path, config, key)
     is_mixture = model.get('name') == 'upcycled_mpt'
     if is_mixture != (upcycling is not None):
         raise ConfigError(
@@ -324,7 +335,7 @@ def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:
             'add the callback, or remove it, or change the model.',
         )
     if upcycling is not None and 'recipe' in upcycling:
-        _select(path, config, f'{key}.recipe.name', str)
+        select(path, config, f'{key}.recipe.name', str)
         # It imports torch.
         from foundry_upcycle.recipes import get_recipe
         get_recipe(upcycling.recipe)
@@ -332,7 +343,7 @@ def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:
 
 def _check_metrics(path: Path, config: Any, model: DictConfig) -> None:
     key = 'model.use_train_metrics'
-    value = _select_any(path, config, key)
+    value = select_any(path, config, key)
     if 'use_train_metrics' in model and not value:
         raise ConfigError(
             f'{path}: {key}',
@@ -340,31 +351,3 @@ def _check_metrics(path: Path, config: Any, model: DictConfig) -> None:
             'a study reads the training loss.',
             'remove it, or set it to true.',
         )
-
-
-def _select(path: Path, config: Any, key: str, kind: Any) -> Any:
-    value = _select_any(path, config, key)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(
-            f'{path}: {key}',
-            value,
-            'it is missing, or of another type than Foundry has there.',
-            'write it as a train YAML of LLM Foundry has it.',
-        )
-    return value
-
-
-def _select_any(path: Path, config: Any, key: str) -> Any:
-    try:
-        return OmegaConf.select(config, key)
-    except OmegaConfBaseException as error:
-        raise _unresolved(path, key, error) from error
-
-
-def _unresolved(path: Path, key: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f'{path}: {key}',
-        None,
-        f"it can't be resolved ({str(error).splitlines()[0]}).",
-        'write its value, here or in overrides.',
-    )

@@ -1,6 +1,7 @@
 """What a study YAML says, checked."""
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Mapping, Optional, Sequence
 from omegaconf import OmegaConf
 
 from foundry_upcycle.config import is_number
+from foundry_upcycle.documents import DocumentError, read_config
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['Hardware', 'ModelGrid', 'Phase', 'Study', 'read_study']
@@ -16,6 +18,12 @@ __all__ = ['Hardware', 'ModelGrid', 'Phase', 'Study', 'read_study']
 # What names runs, and so files and folders.
 _NAME = re.compile(r'\w[\w.-]*')
 _REQUIRED = object()
+# What NumPy seeds its generators with, at the most.
+_MAX_SEED = 2**32 - 1
+# More than any study has.
+_MAX_FRACTION = 1_000_000
+# Bytes of a file's name.
+_MAX_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -113,11 +121,19 @@ def read_study(path: str | Path) -> Study:
     section = _Section('', _load(path))
     folder = _folder(section)
     models = section.take('models', dict)
+    name = section.take('name', str)
+    if len(os.fsencode(name)) > _MAX_NAME:
+        raise ConfigError(
+            'name',
+            name,
+            'MLflow has no experiments with names as long.',
+            f'write at most {_MAX_NAME} bytes.',
+        )
     study = Study(
-        name=section.take('name', str),
+        name=name,
         folder=folder,
         tracking_uri=section.take('tracking_uri', str, f'{folder}/mlruns'),
-        seeds=_distinct(section, 'seeds', (int, ), minimum=0),
+        seeds=_distinct(section, 'seeds', (int, ), 0, _MAX_SEED),
         models=tuple(
             _model(path.parent, section.inside(f'models.{name}', value), name)
             for name, value in models.items()
@@ -133,6 +149,13 @@ def read_study(path: str | Path) -> Study:
 
 def _folder(section: '_Section') -> Path:
     folder = section.take('folder', str)
+    if max(len(os.fsencode(part)) for part in folder.split('/')) > _MAX_NAME:
+        raise ConfigError(
+            section.key('folder'),
+            folder,
+            'no file system has folders with names as long.',
+            f'write at most {_MAX_NAME} bytes between two slashes.',
+        )
     if '://' in folder:
         raise ConfigError(
             section.key('folder'),
@@ -143,22 +166,18 @@ def _folder(section: '_Section') -> Path:
     return Path(folder)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[Any, Any]:
+    problem, content = 'it holds no mapping of keys to values.', None
     try:
         # As Foundry reads its YAMLs: 5e-5 is a number, and no key is twice.
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # Of OmegaConf or of the YAML parser.
-        raise ConfigError(
-            'study',
-            str(path),
-            f"it can't be read ({error}).",
-            'name a study YAML, such as yamls/study_430m.yaml.',
-        ) from error
+        content = OmegaConf.to_container(read_config(path))
+    except DocumentError as error:
+        problem = str(error)
     if not isinstance(content, dict):
         raise ConfigError(
             'study',
             str(path),
-            'it holds no mapping of keys to values.',
+            problem,
             'name a study YAML, such as yamls/study_430m.yaml.',
         )
     return content
@@ -243,7 +262,11 @@ def _model(folder: Path, section: _Section, name: str) -> ModelGrid:
             for each, value in durations.items()
         },
         fractions=tuple(
-            sorted(_distinct(section, 'fractions', (float, int), minimum=None)),
+            sorted(
+                _distinct(
+                    section, 'fractions', (float, int), None, _MAX_FRACTION
+                )
+            ),
         ),
         arms={
             each: _phase(folder, section.inside(f'arms.{each}', value))
@@ -303,6 +326,7 @@ def _distinct(
     key: str,
     kinds: tuple[type, ...],
     minimum: Optional[float],
+    maximum: float,
 ) -> tuple[Any, ...]:
     values = section.take(key, list)
     for value in values:
@@ -311,11 +335,12 @@ def _distinct(
             fits = is_number and _is_positive(value)
         else:
             fits = is_number and value >= minimum
-        if not fits:
+        if not fits or value > maximum:
             raise ConfigError(
                 section.key(key),
                 value,
-                'it is no number, or too small.',
+                'it is no number, too small, or above '
+                f'{maximum:,}.' if fits else 'it is no number, or too small.',
                 'write fractions of the pretraining FLOPs above 0, such as '
                 '0.1.' if minimum is None else 'write whole numbers.',
             )
@@ -340,7 +365,7 @@ def _is_positive(value: Any) -> bool:
 
 def _yaml(folder: Path, section: _Section, key: str) -> Path:
     path = folder / section.take(key, str)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Of a name that can't be, too.
         raise ConfigError(
             section.key(key),
             str(path),

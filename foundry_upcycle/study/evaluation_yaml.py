@@ -13,8 +13,12 @@ from foundry_upcycle.gauntlet.gauntlets import (
     parse_gauntlet,
     read_gauntlet,
 )
+from foundry_upcycle.study.foundry_yaml import merged, own_variables, select_any
 
 __all__ = ['EvaluationYaml']
+
+# What is a mapping, where it is there.
+_SECTIONS = ('variables', 'callbacks', 'callbacks.icl_results', 'loggers')
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +53,16 @@ class EvaluationYaml:
             ConfigError: It can't be read, has no tasks, or a held-out text
                 without a label.
         """
-        try:
-            written = OmegaConf.load(path)
-            own_variables = OmegaConf.select(written, 'variables') or ()
-            config = OmegaConf.merge(written, {'variables': dict(variables)})
-            labels = _labels(path, OmegaConf.select(config, 'eval_loaders'))
-            tasks = OmegaConf.select(config, 'icl_tasks')
-        except ConfigError:
-            raise
-        except Exception as error:  # Of OmegaConf or of the YAML parser.
-            raise ConfigError(
-                'evaluation',
-                str(path),
-                f"it can't be read ({error}).",
-                'name an eval YAML of LLM Foundry.',
-            ) from error
+        config = merged(
+            'evaluation',
+            path,
+            variables,
+            {},
+            'an eval YAML',
+            _SECTIONS,
+        )
+        labels = _labels(path, config)
+        tasks = select_any(path, config, 'icl_tasks')
         if tasks is None:
             raise ConfigError(
                 f'{path}: icl_tasks',
@@ -71,7 +70,6 @@ class EvaluationYaml:
                 "Foundry's eval needs tasks.",
                 'name an eval YAML with icl_tasks.',
             )
-        assert isinstance(config, DictConfig)  # It has keys.
         if 'eval_loader' in config:
             raise ConfigError(
                 f'{path}: eval_loader',
@@ -83,7 +81,7 @@ class EvaluationYaml:
             path,
             config,
             labels,
-            frozenset(map(str, own_variables)),
+            own_variables(path),
         )
 
     @cached_property
@@ -104,7 +102,8 @@ class EvaluationYaml:
         )
 
 
-def _labels(path: Path, loaders: Any) -> frozenset[str]:
+def _labels(path: Path, config: DictConfig) -> frozenset[str]:
+    loaders = select_any(path, config, 'eval_loaders')
     if loaders is None:
         return frozenset()
     if not isinstance(loaders, ListConfig):
@@ -115,11 +114,12 @@ def _labels(path: Path, loaders: Any) -> frozenset[str]:
             'write a list of loaders, each with a label.',
         )
     labels = []
-    for index, loader in enumerate(loaders):
-        label = loader.get('label') if isinstance(loader, DictConfig) else None
+    for index in range(len(loaders)):
+        key = f'eval_loaders[{index}].label'
+        label = select_any(path, config, key)
         if label is None:
             raise ConfigError(
-                f'{path}: eval_loaders[{index}].label',
+                f'{path}: {key}',
                 label,
                 'a study needs the label of each held-out text.',
                 'give the loader a label.',

@@ -1,5 +1,6 @@
 """The runs of a study: what each trains, for how long, after which others."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Iterator, Literal, Mapping, Optional, Sequence
@@ -19,6 +20,9 @@ __all__ = ['Grid', 'Place', 'Role', 'Run', 'evaluation_run_name', 'plan_grid']
 Role = Literal['dense', 'sweep', 'arm']
 # Farther apart, arms would not be compared at equal cost.
 _FLOPS_TOLERANCE = 0.01
+# Bytes of a file's name, which is longest while it is written.
+_MAX_NAME = 255
+_UNFINISHED = '.' + 31 * 'x'
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ def plan_grid(study: Study) -> Grid:
                 'MODEL_DURATION_ARM_FRACTION_sSEED, and its evaluation has '
                 '_eval behind it.',
             )
+    _refuse_long_names(names)
     evaluation = study.evaluation
     grid = Grid(
         study,
@@ -171,6 +176,19 @@ def plan_grid(study: Study) -> Grid:
     )
     _refuse_unknown_variables(grid)
     return grid
+
+
+def _refuse_long_names(names: Sequence[str]) -> None:
+    for name in names:
+        file = f'{name}.yaml{_UNFINISHED}'
+        if len(os.fsencode(file)) > _MAX_NAME:
+            raise ConfigError(
+                'models',
+                name,
+                f'a run of this name has files of more than {_MAX_NAME} bytes '
+                'in their names, which no file system has.',
+                'write shorter names of models, durations and arms.',
+            )
 
 
 def _refuse_unknown_variables(grid: Grid) -> None:
@@ -259,6 +277,13 @@ def _plan_dense(
             f'write it in {base.duration.unit}.',
         )
     n_steps = round(duration.steps(base.tokens_per_step))
+    if n_steps < 1:
+        raise ConfigError(
+            key,
+            text,
+            f'it is less than a step, of {base.tokens_per_step:,} tokens.',
+            'raise it.',
+        )
     base.require_warmup_shorter(key, text, n_steps)
     place = Place(model.name, name)
     rate = next(iter(base.phase.learning_rates), None)

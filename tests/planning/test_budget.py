@@ -156,7 +156,10 @@ def test_what_can_not_be_told(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     'text,message',
     [
-        ('model: [', "train.yaml': it is not YAML .*Fix: name a training YAML"),
+        (
+            'model: [',
+            "train.yaml': it can't be read as YAML .*Fix: name a training YAML"
+        ),
         ('- model', "train.yaml': it is no mapping of settings"),
     ],
 )
@@ -168,7 +171,8 @@ def test_what_is_no_yaml_of_a_run(tmp_path, text, message):
 def test_bytes_are_no_yaml(tmp_path):
     path = tmp_path / 'checkpoint.pt'
     path.write_bytes(b'\xff\xfe\x80\x00')
-    with pytest.raises(ConfigError, match='checkpoint.pt.: it is not YAML'):
+    with pytest.raises(ConfigError,
+                       match="checkpoint.pt': it can't be read as YAML"):
         read_training_budget(str(path))
 
 

@@ -433,6 +433,10 @@ def test_refuses_what_it_cannot_count(changes: dict[str, Any], message: str):
     'section,key,value',
     [
         ('', 'd_model', '8x'),
+        ('', 'd_model', None),  # Absent it has a default; null is none.
+        ('', 'd_model', 2**31),
+        ('', 'n_layers', 10**7),
+        ('', 'expansion_ratio', float('inf')),
         ('', 'n_heads', 0),
         ('', 'n_layers', True),
         ('', 'vocab_size', 1.5),

@@ -189,7 +189,12 @@ def test_a_sweep_scales_a_known_weight_decay(files: StudyFiles):
     'overrides,problem',
     [
         ({'model': 5}, 'cpt.yaml: model=5: it is missing, or of another type'),
-        ({'optimizer': 'lion'}, 'cpt.yaml: optimizer.lr=None: it is missing'),
+        ({'optimizer': 'lion'}, "cpt.yaml: optimizer='lion': it is missing"),
+        ({'variables': 5}, 'cpt.yaml: variables=5: it is missing, or of another'),
+        ({'fsdp_config': 'x'}, "cpt.yaml: fsdp_config='x': it is missing, or of"),
+        ({'optimizer': {'lr': float('inf')}}, 'optimizer.lr=inf: it is missing'),
+        ({'max_seq_len': 2**31}, 'max_seq_len=2147483648: .* or too many. Fix'),
+        ({'max_duration': '1e400ba'}, "max_duration='1e400ba': no run is as lon"),
         ({'callbacks': {'sparse_upcycling': {}}}, "'mpt_causal_lm': the callba"),
     ],
 )  # yapf: disable

@@ -293,7 +293,7 @@ def test_an_absent_yaml(files: StudyFiles, tmp_path: Path):
         (b'\xff\xfe\x80\x00', "it can't be read"),
         (b'name: a\nname: b\n', "it can't be read .*duplicate key name"),
         (b'- name\n', 'it holds no mapping of keys to values'),
-        (b'5\n', "it can't be read"),
+        (b'5\n', 'it holds neither a mapping of keys to values nor a list'),
     ],
 )
 def test_what_is_no_study(tmp_path: Path, content: bytes, problem: str):
@@ -307,9 +307,10 @@ def test_what_is_no_study(tmp_path: Path, content: bytes, problem: str):
 
 
 def test_no_file_at_all(tmp_path: Path):
-    for path in (tmp_path, tmp_path / 'absent.yaml'):
-        with pytest.raises(ConfigError,
-                           match=f"study='{path}': it can't be re"):
+    absent = tmp_path / 'absent.yaml'
+    problems = {tmp_path: "it can't be read", absent: 'there is no such file'}
+    for path, problem in problems.items():
+        with pytest.raises(ConfigError, match=f"study='{path}': {problem}"):
             read_study(path)
 
 
@@ -340,3 +341,34 @@ def test_help_imports_no_torch(words: list[str]):
         check=True,
     )
     assert 'STUDY.yaml' in done.stdout if words else 'status' in done.stdout
+
+
+@pytest.mark.parametrize(
+    'key,value,problem',
+    [
+        ('name', 'x' * 300, 'MLflow has no experiments with names as long'),
+        ('folder', f"a/{'x' * 300}/b", 'no file system has folders with names'),
+        ('evaluation', 'x' * 300, 'there is no such file'),
+        (
+            'seeds', [2**32
+                     ], 'it is no number, too small, or above 4,294,967,295'
+        ),
+        ('models.m.fractions', [1e300], 'it is no number, too small, or above'),
+    ],
+)
+def test_what_is_out_of_bounds(files: StudyFiles, key, value, problem):
+    with pytest.raises(ConfigError, match=rf'^{key}=.*: {problem}'):
+        files.set('study', key, value).study()
+
+
+def test_a_few_bytes_that_stand_for_gigabytes(tmp_path: Path):
+    path = tmp_path / 'study.yaml'
+    lines = ['a0: &a0 [x, x, x, x, x, x, x, x, x, x]']
+    lines += [
+        f"a{level}: &a{level} [{', '.join(10 * [f'*a{level - 1}'])}]"
+        for level in range(1, 10)
+    ]
+    path.write_text('\n'.join(lines))
+    with pytest.raises(ConfigError,
+                       match=f"study='{path}': its aliases stand for"):
+        read_study(path)

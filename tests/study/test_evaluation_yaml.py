@@ -123,7 +123,6 @@ def test_no_tasks(tmp_path: Path):
         b'icl_tasks: [',
         b'- icl_tasks',
         b'\xff\xfe\x80',
-        b'icl_tasks: ${variables.absent}',
     ],
 )
 def test_what_is_no_eval_yaml(tmp_path: Path, content: bytes):
@@ -162,8 +161,15 @@ def test_loaders_without_labels(tmp_path: Path, loaders: Any, problem: str):
 
 
 def test_a_label_that_can_not_be_resolved(tmp_path: Path):
-    with pytest.raises(ConfigError, match="it can't be read .*'absent' not fo"):
+    match = r"eval_loaders\[0\].label=None: it can't be resolved .*'absent' not fo"
+    with pytest.raises(ConfigError, match=match):
         read(tmp_path, eval_loaders=[{'label': '${absent}'}])
+
+
+def test_tasks_that_can_not_be_resolved(tmp_path: Path):
+    match = "eval.yaml: icl_tasks=None: it can't be resolved .*'variables.absent'"
+    with pytest.raises(ConfigError, match=match):
+        read(tmp_path, icl_tasks='${variables.absent}')
 
 
 def test_a_loader_without_a_label_is_refused(tmp_path: Path):

@@ -335,3 +335,20 @@ def test_pretraining_is_not_swept(files: StudyFiles):
 def test_yamls_that_can_not_be_used(files, file, key, value, problem):
     with pytest.raises(ConfigError, match=problem):
         files.set(file, key, value).grid()
+
+
+@pytest.mark.parametrize('key', ['durations', 'arms'])
+def test_names_that_no_file_can_have(files: StudyFiles, key: str):
+    section = files.contents['study'].models.m[key]
+    section['x' * 240] = section[next(iter(section))]
+    match = "^models='m_.*x.*': a run of this name has files of more than 255 bytes"
+    with pytest.raises(ConfigError, match=match):
+        files.grid()
+
+
+def test_a_pretraining_of_less_than_a_step(files: StudyFiles):
+    files.set_all('scheduler', {'name': 'constant_with_warmup'})
+    files.set('study', 'models.m.durations.short', '0.4ba')
+    match = "durations.short='0.4ba': it is less than a step, of 12 tokens"
+    with pytest.raises(ConfigError, match=match):
+        files.grid()
