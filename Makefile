@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 .DELETE_ON_ERROR:
 
 .PHONY: quickstart smollm2 smollm2-serving install install-vllm bench-smoke \
-	test test-dist test-slow test-vllm style checks clean
+	test test-dist test-slow test-fuzz test-vllm style checks clean
 
 # The data, then the study: what is done is not done again.
 Q := quickstart$(if $(filter tiny,$(QUICKSTART)),_tiny)
@@ -103,13 +103,17 @@ $(S)/prompts.jsonl: $(S)/exported/config.json .venv-vllm/installed
 		$@ $(wildcard foundry_upcycle/*/*.py)
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not vllm' --durations=10
+	$(BIN)/python -m pytest -m 'not slow and not vllm and not fuzz' --durations=10
 
 test-dist: install
 	$(BIN)/python -m pytest tests/distributed
 
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not vllm'
+
+# Some 20 minutes; FUZZ_CASES=1000 for a few seconds of each.
+test-fuzz: install
+	$(BIN)/python -m pytest -m fuzz --durations=0
 
 test-vllm: install .venv-vllm/installed
 	$(BIN)/python -m pytest -m vllm

@@ -70,6 +70,7 @@ setup(
         'gguf': ['gguf>=0.10'],
         'dev': [
             'pytest>=8,<9',
+            'hypothesis>=6.100',
             'yapf==0.43.0',
             'isort>=5.13,<7',
             'ruff>=0.9',

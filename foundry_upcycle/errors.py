@@ -1,5 +1,6 @@
 """What is raised for bad input: each error names what, its value, the fix."""
 
+import reprlib
 from typing import Any, Optional
 
 __all__ = [
@@ -7,11 +8,55 @@ __all__ = [
     'ConfigError',
     'TaskDataError',
     'UpcyclingWarning',
+    'shown',
 ]
+
+# Characters of a message's parts. A value may be a whole file.
+_MOST_OF_VALUE = 500
+_MOST_OF_TEXT = 2000
+
+
+class _Repr(reprlib.Repr):
+    """``repr`` that looks at no more of a value than it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Room for a setting of each layer, and no more than 40^3 values.
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 40
+        self.maxstring = self.maxother = self.maxlong = _MOST_OF_VALUE
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python writes out no int of more than 4300 digits.
+        if x.bit_length() > 3 * _MOST_OF_VALUE:
+            return f'a number of {x.bit_length()} bits'
+        return repr(x)
+
+
+def shown(value: Any) -> str:
+    """``repr`` of a value of any size, for a message."""
+    return _shortened(_Repr().repr(value), _MOST_OF_VALUE)
+
+
+def _shortened(text: Any, most: int = _MOST_OF_TEXT) -> str:
+    """A text without its middle, if it is long, that can be printed."""
+    text = str(text)
+    if len(text) > most:
+        text = f'{text[:most // 2]} ... {text[-most // 2:]}'
+    # Names in damaged files hold halves of characters.
+    return text.encode(errors='backslashreplace').decode()
 
 
 class UpcyclingWarning(UserWarning):
     """What may be meant, and may be a mistake."""
+
+    def __init__(self, message: str):
+        super().__init__(_shortened(message))
+
+
+def _message(what: str, problem: str, fix: str) -> str:
+    what, problem, fix = map(_shortened, (what, problem, fix))
+    return f'{what}: {problem} Fix: {fix}'
 
 
 class ConfigError(ValueError):
@@ -25,7 +70,8 @@ class ConfigError(ValueError):
     """
 
     def __init__(self, key: str, value: Any, problem: str, fix: str):
-        super().__init__(f'{key}={value!r}: {problem} Fix: {fix}')
+        what = f'{_shortened(key)}={shown(value)}'
+        super().__init__(_message(what, problem, fix))
 
 
 class CheckpointError(ValueError):
@@ -38,7 +84,7 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, path: Any, problem: str, fix: str):
-        super().__init__(f'{path}: {problem} Fix: {fix}')
+        super().__init__(_message(path, problem, fix))
 
 
 class TaskDataError(ValueError):
@@ -53,4 +99,4 @@ class TaskDataError(ValueError):
 
     def __init__(self, path: Any, line: Optional[int], problem: str, fix: str):
         place = path if line is None else f'{path}, line {line}'
-        super().__init__(f'{place}: {problem} Fix: {fix}')
+        super().__init__(_message(place, problem, fix))

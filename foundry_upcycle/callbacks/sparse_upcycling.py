@@ -115,6 +115,7 @@ class SparseUpcycling(Callback):
                 shapes = {n: tuple(p.shape) for n, p in parameters.items()}
                 upcycled = UpcycledCheckpoint(dense, shapes, self.config)
                 fill_parameters(upcycled, parameters, _progress(shapes))
+                dense.files.check()
                 with _warnings_of_rank_0():
                     dense.narrowing.warn_of_zeros()
         if isinstance(state.model, ComposerUpcycledMPT):

@@ -9,17 +9,20 @@ import torch
 
 from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.narrowing import Narrowing
-from foundry_upcycle.errors import UpcyclingWarning
+from foundry_upcycle.checkpoints.source import SourceFiles
+from foundry_upcycle.errors import CheckpointError, UpcyclingWarning
 
 __all__ = [
     'CONFIG_KEY',
     'FLOAT_DTYPES',
     'HUGGINGFACE_KEY',
     'Checkpoint',
+    'StoredCheckpoint',
     'TensorInfo',
     'common_dtype',
     'dtype_name',
     'flatten',
+    'flatten_config',
     'nest',
 ]
 
@@ -46,7 +49,7 @@ class TensorInfo(NamedTuple):
 class Checkpoint(abc.ABC):
     """Model tensors under the names of Composer's model, read lazily.
 
-    A file, or a view of another checkpoint (such as a dense one seen as a
+    Files, or a view of another checkpoint (such as a dense one seen as a
     mixture of experts).
 
     Attributes:
@@ -98,10 +101,32 @@ class Checkpoint(abc.ABC):
             CheckpointError: It is another model's.
         """
 
+    def rows(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """Reads the same along dimension 0, block after block.
+
+        A block is small beside the tensor wherever the tensor is large, so
+        whoever lets go of each before the next needs little memory.
+        """
+        shape, dtype = self.tensors[name]
+        row_bytes = torch.Size(shape[1:]).numel() * dtype.itemsize
+        step = max(1, _BLOCK_BYTES // max(1, row_bytes))
+        for first in range(start, stop, step):
+            yield self.read(name, 0, first, min(stop, first + step))
+
+
+class StoredCheckpoint(Checkpoint):
+    """A ``Checkpoint`` of files.
+
+    Attributes:
+        files: Those that were opened. Tensors that were read are of one model
+            if ``files.check()`` passes afterwards.
+    """
+    files: SourceFiles
+
     def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Warns, once for each name, if ``tensor`` has NaN or infinite values.
 
-        For readers of files to return what they read through.
+        For subclasses to return what they read through.
         """
         # Any of them spoils the sum, which is quick.
         is_float = tensor.dtype in FLOAT_DTYPES
@@ -116,18 +141,6 @@ class Checkpoint(abc.ABC):
                     stacklevel=3,
                 )
         return tensor
-
-    def rows(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
-        """Reads the same along dimension 0, block after block.
-
-        A block is small beside the tensor wherever the tensor is large, so
-        whoever lets go of each before the next needs little memory.
-        """
-        shape, dtype = self.tensors[name]
-        row_bytes = torch.Size(shape[1:]).numel() * dtype.itemsize
-        step = max(1, _BLOCK_BYTES // max(1, row_bytes))
-        for first in range(start, stop, step):
-            yield self.read(name, 0, first, min(stop, first + step))
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
@@ -149,6 +162,22 @@ def flatten(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
         else:
             leaves[f'{prefix}{key}'] = value
     return leaves
+
+
+def flatten_config(path: str, config: Any) -> dict[str, Any]:
+    """``flatten`` of the config that a file holds.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    try:
+        return flatten(config)
+    except (AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            path,
+            f'its model config is damaged ({error}).',
+            'copy it again, or save the checkpoint again.',
+        ) from error
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import warnings
 from typing import Any, Mapping, Sequence
 
 from foundry_upcycle.checkpoints.base import Checkpoint, nest
-from foundry_upcycle.checkpoints.settings import complete
+from foundry_upcycle.checkpoints.settings import complete, config_of
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 
 __all__ = ['check_same_function', 'check_same_model']
@@ -126,7 +126,9 @@ def _check_settings(
             stacklevel=3,
         )
         return
-    saved, target = complete(nest(checkpoint.model_config)), complete(config)
+    with config_of(checkpoint):
+        saved = complete(nest(checkpoint.model_config))
+    target = complete(config)
     for name in names:
         before, after = _value(saved, name), _value(target, name)
         if before != after:

@@ -1,12 +1,15 @@
 """The one table of names: dense MPT feed-forward weights and expert weights."""
 
 import re
-from typing import Iterable, NamedTuple, Optional
+from typing import Iterable, Mapping, NamedTuple, Optional, TypeVar
+
+from foundry_upcycle.errors import CheckpointError
 
 __all__ = [
     'EXPERT_WEIGHTS',
     'ExpertName',
     'clean_name',
+    'clean_names',
     'dense_mlp_type',
     'expert_name',
     'is_mixture',
@@ -34,7 +37,13 @@ _DENSE = re.compile(r'(.*\.blocks\.(\d+)\.ffn)\.(\w+_proj)\.weight')
 _ROUTER = re.compile(r'.*\.blocks\.(\d+)\.ffn\.router\.layer\.weight')
 
 # Wrappers that put themselves into parameter names.
-_WRAPPERS = ('_checkpoint_wrapped_module.', '_orig_mod.')
+_WRAPPERS = (
+    '_checkpoint_wrapped_module.',
+    '_fsdp_wrapped_module.',
+    '_orig_mod.',
+)
+
+_T = TypeVar('_T')
 
 
 class ExpertName(NamedTuple):
@@ -110,7 +119,34 @@ def is_mixture(names: Iterable[str]) -> bool:
 
 
 def clean_name(name: str) -> str:
-    """``name`` without what DDP and checkpoint wrappers add to it."""
+    """``name`` without what DDP, FSDP and other wrappers add to it."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, '')
     return name.removeprefix('module.')
+
+
+def clean_names(path: str, tensors: Mapping[str, _T]) -> dict[str, _T]:
+    """What a checkpoint stores, by its plain names.
+
+    Raises:
+        CheckpointError: There is nothing, a name is no text, or two are one
+            plain name.
+    """
+    cleaned: dict[str, _T] = {}
+    for name, tensor in tensors.items():
+        plain = clean_name(name) if isinstance(name, str) else None
+        if plain is None or plain in cleaned:
+            raise CheckpointError(
+                path,
+                f'{name!r} is no name of a tensor.'
+                if plain is None else f'two of its tensors are {plain}.',
+                'save the checkpoint again.',
+            )
+        cleaned[plain] = tensor
+    if not cleaned:
+        raise CheckpointError(
+            path,
+            'it lists no state.model tensors, so Composer did not write it.',
+            'set source_path to a Composer checkpoint.',
+        )
+    return cleaned

@@ -1,32 +1,33 @@
 """Opens a checkpoint, whatever its format, for lazy reading.
 
-No pickle that a checkpoint carries is ever executed: tensors are read with
-``weights_only=True``, and a sharded folder's ``.metadata`` with an unpickler
-that knows only the classes such a file needs.
+No pickle that a checkpoint carries is ever executed: those of tensors are read
+by torch's unpickler of ``weights_only=True``, and a sharded folder's
+``.metadata`` by one that knows only the classes such a file needs.
 """
 
 import os
+import re
 
-from foundry_upcycle.checkpoints.base import Checkpoint
+from foundry_upcycle.checkpoints.base import StoredCheckpoint
 from foundry_upcycle.checkpoints.huggingface.gguf import GGUFReader
 from foundry_upcycle.checkpoints.huggingface.gguf_container import is_gguf
-from foundry_upcycle.checkpoints.huggingface.gguf_file import gguf_parts
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
     is_huggingface_folder,
-    weight_files,
 )
 from foundry_upcycle.checkpoints.readers.monolithic import MonolithicReader
-from foundry_upcycle.checkpoints.readers.sharded import (
-    ShardedReader,
-    shard_files,
-)
+from foundry_upcycle.checkpoints.readers.sharded import ShardedReader
 from foundry_upcycle.errors import CheckpointError
 
-__all__ = ['checkpoint_files', 'open_checkpoint']
+__all__ = ['open_checkpoint', 'require_existing']
+
+# Files that are a checkpoint only together with others of their folder.
+_PART = re.compile(r'.*\.(safetensors|distcp|json)|\.metadata')
+# What a hub calls a model.
+_HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 
 
-def open_checkpoint(path: str) -> Checkpoint:
+def open_checkpoint(path: str) -> StoredCheckpoint:
     """Opens a local checkpoint.
 
     Args:
@@ -38,20 +39,45 @@ def open_checkpoint(path: str) -> Checkpoint:
             would execute code to be read.
         ConfigError: MPT can't express the Hugging Face model.
     """
+    require_existing(path)
     try:
         if is_huggingface_folder(path):
             return HuggingFaceReader(path)
         if os.path.isdir(path):
             _refuse_other_folders(path)
             return ShardedReader(path)
-        if os.path.isfile(path):
-            return (GGUFReader if is_gguf(path) else MonolithicReader)(path)
-    except PermissionError as error:
+        return (GGUFReader if is_gguf(path) else MonolithicReader)(path)
+    except OSError as error:
         raise CheckpointError(
             path,
             f'it can not be opened ({error}).',
             'make it one that you may read.',
         ) from error
+
+
+def require_existing(path: str) -> None:
+    """Refuses what names no checkpoint.
+
+    Raises:
+        CheckpointError: There is nothing at ``path``, or a file that is only
+            a part of a checkpoint.
+    """
+    if os.path.isfile(path) and _PART.fullmatch(os.path.basename(path)):
+        raise CheckpointError(
+            path,
+            'it is one file of a folder.',
+            f'name the folder: {os.path.dirname(path) or "."}.',
+        )
+    if os.path.exists(path):
+        return
+    if _HUB_ID.fullmatch(path):
+        raise CheckpointError(
+            path,
+            'there is no such file or folder; ids of models on a hub are not '
+            'taken.',
+            f'if it is one, run `huggingface-cli download {path} --local-dir '
+            'FOLDER`, and name FOLDER.',
+        )
     raise CheckpointError(
         path,
         'there is no such file or folder.',
@@ -81,12 +107,3 @@ def _refuse_other_folders(path: str) -> None:
             f'it holds GGUF files ({len(files)}), and is none.',
             f'name one: {os.path.join(path, files[0])}.',
         )
-
-
-def checkpoint_files(path: str) -> list[str]:
-    """Names of a checkpoint's files, in its folder, that a conversion reads."""
-    if is_huggingface_folder(path):
-        return sorted(weight_files(path))
-    if os.path.isdir(path):
-        return ['.metadata', *sorted(shard_files(path))]
-    return [os.path.basename(part) for part in gguf_parts(path)]

@@ -1,20 +1,21 @@
 """The settings of an MPT, complete, and each function in one spelling."""
 
 import math
+from contextlib import contextmanager
 from inspect import signature
-from typing import Any, Mapping, Optional
+from typing import Any, Iterator, Mapping, Optional
 
 from llmfoundry.models.layers.ffn import resolve_ffn_hidden_size
 from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 from llmfoundry.models.mpt.modeling_mpt import MPTModel
 
 from foundry_upcycle.checkpoints.base import Checkpoint, flatten, nest
-from foundry_upcycle.config import partial_moe_layers
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.config import is_number, partial_moe_layers
+from foundry_upcycle.errors import CheckpointError, ConfigError, shown
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 from foundry_upcycle.models.settings import MOE_FFN_TYPES
 
-__all__ = ['NO_ROPE', 'complete', 'require_mpt']
+__all__ = ['NO_ROPE', 'complete', 'config_of', 'require_mpt']
 
 # What a block without rope overrides, beside blocks that have it.
 NO_ROPE = {'attn_config.nope': True}
@@ -90,7 +91,37 @@ def require_mpt(checkpoint: Checkpoint) -> dict[str, Any]:
             f'it is a Composer checkpoint of a {kind}, not of an MPT.',
             'save that model as a Hugging Face folder, and import it.',
         )
-    return complete(nest(checkpoint.model_config))
+    n_layers = checkpoint.model_config.get('n_layers')
+    # Before that many are built.
+    if is_number(n_layers) and n_layers > len(checkpoint.tensors):
+        raise CheckpointError(
+            checkpoint.path,
+            f'it has {len(checkpoint.tensors)} tensors, and its config says '
+            f'{shown(n_layers)} layers.',
+            'copy it again, or save it again with Composer.',
+        )
+    with config_of(checkpoint):
+        return complete(nest(checkpoint.model_config))
+
+
+@contextmanager
+def config_of(checkpoint: Checkpoint) -> Iterator[None]:
+    """Says of which checkpoint a config is that makes libraries fail.
+
+    Raises:
+        CheckpointError: The body raised what is no error of ours.
+    """
+    try:
+        yield
+    except (CheckpointError, ConfigError):
+        raise
+    # Foundry checks little of a config: odd values raise almost anything.
+    except Exception as error:
+        raise CheckpointError(
+            checkpoint.path,
+            f'its model config is of no MPT ({type(error).__name__}: {error}).',
+            'copy it again, or save it again with Composer.',
+        ) from error
 
 
 def _take_below(flat: dict[str, Any], name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from foundry_upcycle.checkpoints.huggingface.reader import (
 from foundry_upcycle.checkpoints.names import dense_mlp_type
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.plan import refuse_mixture
-from foundry_upcycle.checkpoints.settings import require_mpt
+from foundry_upcycle.checkpoints.settings import config_of, require_mpt
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.sharded import write_sharded
@@ -104,7 +104,12 @@ def convert(
         'allow_overflow': allow_overflow,
         'tokenizer': tokenizer if with_tokenizer else False,
     }
-    provenance = Provenance('convert', config.source_path, settings)
+    provenance = Provenance(
+        'convert',
+        config.source_path,
+        settings,
+        dense.files,
+    )
     if file_format == 'safetensors':
         if like is None and is_huggingface_folder(config.source_path):
             like = config.source_path
@@ -181,16 +186,17 @@ def as_mixture(
     refuse_mixture(dense)
     mlp_type = dense_mlp_type(dense.tensors)
     layers = partial_moe_layers(moe_layers, n_layers)
-    model_config = _model_config(dense, mlp_type, moe_num_experts, moe_top_k)
-    if layers is not None:
-        model_config['ffn_config.moe_layers'] = [*layers]
-    return UpcycledCheckpoint(
-        dense,
-        parameter_shapes(model_config),
-        config,
-        model_config,
-        dtype,
-    )
+    with config_of(dense):
+        model_config = _model_config(
+            dense,
+            mlp_type,
+            moe_num_experts,
+            moe_top_k,
+        )
+        if layers is not None:
+            model_config['ffn_config.moe_layers'] = [*layers]
+        shapes = parameter_shapes(model_config)
+    return UpcycledCheckpoint(dense, shapes, config, model_config, dtype)
 
 
 def _model_config(

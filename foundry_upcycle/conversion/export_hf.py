@@ -72,7 +72,7 @@ def export_hf(
         'tokenizer': tokenizer if with_tokenizer else False,
         'allow_overflow': allow_overflow,
     }
-    provenance = Provenance('export-hf', source, settings)
+    provenance = Provenance('export-hf', source, settings, checkpoint.files)
     save(out, writer, n_bytes(checkpoint, dtype), provenance, overwrite)
     checkpoint.narrowing.warn_of_zeros()
 

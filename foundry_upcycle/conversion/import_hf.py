@@ -110,7 +110,7 @@ def import_hf(
         'tokenizer': tokenizer,
         'with_tokenizer': with_tokenizer,
     }
-    provenance = Provenance('import-hf', source, settings)
+    provenance = Provenance('import-hf', source, settings, reader.files)
     save(place, write, n_bytes(reader, dtype), provenance, overwrite)
     reader.narrowing.warn_of_zeros()
     return length, longest

@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from foundry_upcycle.checkpoints.open import checkpoint_files
+from foundry_upcycle.checkpoints.source import SourceFiles
 from foundry_upcycle.documents import DocumentError, read_json
-from foundry_upcycle.errors import CheckpointError
 from foundry_upcycle.files import write_whole
 
 __all__ = [
@@ -190,13 +189,21 @@ def chain_of_manifests(path: str) -> list[dict[str, Any]]:
     return chain
 
 
-def hash_files(path: str) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint that is read, by name."""
-    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+def hash_files(files: SourceFiles) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint that is read, by name.
+
+    Raises:
+        CheckpointError: One can't be read, or is another than was opened.
+    """
     hashes = {}
-    for name in checkpoint_files(path):
-        with (folder / name).open('rb') as stream:
-            hashes[name] = hashlib.file_digest(stream, 'sha256').hexdigest()
+    for name in sorted(files.n_bytes):
+        with files.open(name) as stream:
+            try:
+                digest = hashlib.file_digest(stream, 'sha256')
+            except OSError as error:
+                raise files.unreadable(name, error) from error
+        hashes[name] = digest.hexdigest()
+    files.check()
     return hashes
 
 
@@ -207,6 +214,7 @@ class Provenance:
         command: What is done.
         source: Path of the checkpoint that is read.
         settings: What the result depends on beside the source.
+        files: Those of the checkpoint that were opened.
     """
 
     def __init__(
@@ -214,10 +222,12 @@ class Provenance:
         command: str,
         source: str,
         settings: Mapping[str, Any],
+        files: SourceFiles,
     ):
         self.command = command
         self.source = source
         self._settings = dict(settings)
+        self._files = files
         # What the source itself came from, where that is known.
         self._origin = read_manifest(source)
         self._hashes: Future[dict[str, str]] = Future()
@@ -229,15 +239,7 @@ class Provenance:
 
     def _hash(self) -> None:
         try:
-            self._hashes.set_result(hash_files(self.source))
-        except OSError as error:
-            self._hashes.set_exception(
-                CheckpointError(
-                    self.source,
-                    f'it could not be read to its end ({error}).',
-                    'see that nothing changes it, and convert again.',
-                ),
-            )
+            self._hashes.set_result(hash_files(self._files))
         except Exception as error:
             self._hashes.set_exception(error)
 
@@ -249,8 +251,11 @@ class Provenance:
             file: The manifest.
 
         Raises:
-            CheckpointError: The source could not be read to its end.
+            CheckpointError: The source could not be read to its end, or changed
+                while it was read.
         """
+        hashes = self._hashes.result()
+        self._files.check()
         manifest = {
             'command': self.command,
             'created': datetime.datetime.now(datetime.timezone.utc).isoformat(),
@@ -261,7 +266,7 @@ class Provenance:
             'settings': self._settings,
             'source': {
                 'path': os.path.abspath(self.source),
-                'sha256': self._hashes.result(),
+                'sha256': hashes,
                 'manifest': self._origin,
             },
             'outputs': {

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from tqdm import tqdm
 
-from foundry_upcycle.checkpoints.base import Checkpoint, nest
+from foundry_upcycle.checkpoints.base import Checkpoint, StoredCheckpoint, nest
 from foundry_upcycle.checkpoints.exactness import check_same_function
 from foundry_upcycle.checkpoints.names import (
     dense_mlp_type,
@@ -141,7 +141,7 @@ def verify(
         name: _difference(expected, target, name)
         for name in tqdm(names, desc='verify', unit='tensor', delay=1)
     }
-    return Verification(
+    verification = Verification(
         tensors=len(names),
         routers=bool(settings),
         differing={
@@ -150,11 +150,14 @@ def verify(
             if d != 0
         },
         config=_config_difference(source, target),
-        provenance=_provenance(dense, mixture),
+        provenance=_provenance(source, mixture),
         no_manifest=find_manifest(mixture)[1],
         logits=_logits_difference(source, target, n_tokens, seed),
         tolerance=tolerance,
     )
+    for checkpoint in (source, target):
+        checkpoint.files.check()
+    return verification
 
 
 def _check_comparable(source: Checkpoint, target: Checkpoint) -> None:
@@ -176,7 +179,7 @@ def _settings(mixture: str) -> dict[str, Any]:
     return {}
 
 
-def _provenance(dense: str, mixture: str) -> Optional[bool]:
+def _provenance(dense: StoredCheckpoint, mixture: str) -> Optional[bool]:
     """Whether the manifests name the dense checkpoint's very files."""
     sources = [
         set(manifest['source']['sha256'].values())
@@ -185,7 +188,7 @@ def _provenance(dense: str, mixture: str) -> Optional[bool]:
     if not sources:
         return None
     # By content: files may have been renamed or moved.
-    return set(hash_files(dense).values()) in sources
+    return set(hash_files(dense.files).values()) in sources
 
 
 def _difference(

@@ -1,7 +1,9 @@
 import pytest
 import tiny
 
-from foundry_upcycle.checkpoints.settings import complete
+from foundry_upcycle.checkpoints.open import open_checkpoint
+from foundry_upcycle.checkpoints.settings import complete, require_mpt
+from foundry_upcycle.errors import CheckpointError
 
 
 def config(attn=(), ffn=(), **changes):
@@ -145,3 +147,27 @@ def test_megablocks_has_another_default_activation():
     settings = complete(config(ffn=ffn))
     assert settings['ffn_config.ffn_type'] == 'upcycled_dmoe'
     assert settings['ffn_config.ffn_act_fn']['approximate'] == 'tanh'
+
+
+def test_a_number_of_layers_without_end_is_refused_at_once(tmp_path):
+    model = tiny.build_dense()
+    model.config.n_layers = 10**12
+    path = tiny.save_dense(model, tmp_path / 'dense.pt')
+    with pytest.raises(CheckpointError, match='config says 1000000000000 lay'):
+        require_mpt(open_checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    'key,value',
+    [('n_heads', 0), ('norm_type', 5), ('ffn_config', {
+        'ffn_act_fn': {
+            'a': 1
+        }
+    })],
+)
+def test_a_config_of_no_model_is_the_checkpoints_fault(tmp_path, key, value):
+    model = tiny.build_dense()
+    setattr(model.config, key, value)
+    path = tiny.save_dense(model, tmp_path / 'dense.pt')
+    with pytest.raises(CheckpointError, match='dense.pt: its model config is'):
+        require_mpt(open_checkpoint(path))

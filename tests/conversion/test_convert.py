@@ -194,7 +194,9 @@ def test_manifest(source, tmp_path):
     convert(UpcyclingConfig(source, seed=3), str(out), 'pt')
     manifest = read_manifest(out)
     assert manifest is not None
-    assert manifest['source']['sha256'] == hash_files(source)
+    assert manifest['source']['sha256'] == hash_files(
+        open_checkpoint(source).files
+    )
     assert manifest['settings']['seed'] == 3
     assert manifest['settings']['recipe'] == {'name': 'copy'}
 
@@ -224,7 +226,8 @@ def test_a_source_without_config_is_refused(tmp_path):
 
 def test_what_is_no_mpt_is_refused(source, tmp_path):
     content = torch.load(source, weights_only=True)
-    content['state']['model'] = {'weight': torch.zeros(2, 2)}
+    names = ('weight', 'bias', 'scale')
+    content['state']['model'] = {name: torch.zeros(2, 2) for name in names}
     torch.save(content, source)
     with pytest.raises(CheckpointError, match='it has no .*down_proj.weight'):
         convert(UpcyclingConfig(source), str(tmp_path / 'out.pt'), 'pt')

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import tiny_hf
 
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.conversion.inspect import describe
 from foundry_upcycle.conversion.manifest import (
     Provenance,
@@ -23,7 +24,8 @@ def digest(file) -> str:
 
 
 def write(source, output, file) -> None:
-    provenance = Provenance('convert', str(source), {'seed': 17})
+    files = open_checkpoint(str(source)).files
+    provenance = Provenance('convert', str(source), {'seed': 17}, files)
     provenance.start()
     provenance.write({output.name: output}, file)
 
@@ -31,14 +33,16 @@ def write(source, output, file) -> None:
 def test_a_file_is_hashed(tmp_path):
     path = tmp_path / 'dense.pt'
     tiny.save_dense(tiny.build_dense(), path)
-    assert hash_files(str(path)) == {'dense.pt': digest(path)}
+    assert hash_files(open_checkpoint(str(path)).files) == {
+        'dense.pt': digest(path)
+    }
 
 
 def test_a_folders_config_and_weights_are_hashed(tmp_path):
     tiny_hf.save_llama(tmp_path)
     names = ('config.json', 'model.safetensors')
     expected = {name: digest(tmp_path / name) for name in names}
-    assert hash_files(str(tmp_path)) == expected
+    assert hash_files(open_checkpoint(str(tmp_path)).files) == expected
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -172,9 +176,19 @@ def test_a_folders_manifest_is_of_the_files_that_it_lists(tmp_path):
     assert not is_output(tmp_path)
 
 
-def test_a_source_that_can_not_be_hashed_fails_when_written(tmp_path):
-    provenance = Provenance('convert', str(tmp_path / 'absent.pt'), {})
-    provenance.start()
-    with pytest.raises(CheckpointError, match='not be read to its end'):
+@pytest.mark.parametrize('when', ['hashed', 'written'])
+def test_a_source_that_is_replaced_fails_when_written(tmp_path, when):
+    source, other = tmp_path / 'dense.pt', tmp_path / 'other.pt'
+    for seed, file in enumerate((source, other)):
+        tiny.save_dense(tiny.build_dense(seed), file)
+    files = open_checkpoint(str(source)).files
+    provenance = Provenance('convert', str(source), {}, files)
+    if when == 'written':
+        provenance.start()
+        provenance.write({}, tmp_path / 'before.json')  # When it is hashed.
+    other.replace(source)
+    if when == 'hashed':
+        provenance.start()
+    with pytest.raises(CheckpointError, match='dense.pt: it changed while'):
         provenance.write({}, tmp_path / 'manifest.json')
     assert not (tmp_path / 'manifest.json').exists()

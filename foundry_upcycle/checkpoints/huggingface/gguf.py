@@ -1,5 +1,6 @@
 """A GGUF file, or several parts of one, as the Hugging Face model it was."""
 
+import os
 import re
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,10 @@ from foundry_upcycle.checkpoints.huggingface.gguf_container import (
     GIVE_ORIGINAL,
     StoredTensor,
 )
-from foundry_upcycle.checkpoints.huggingface.gguf_file import read_gguf
+from foundry_upcycle.checkpoints.huggingface.gguf_file import (
+    gguf_parts,
+    read_gguf,
+)
 from foundry_upcycle.checkpoints.huggingface.gguf_rope import ROPE_FACTORS
 from foundry_upcycle.checkpoints.huggingface.gguf_tensors import (
     check_readable,
@@ -31,6 +35,7 @@ from foundry_upcycle.checkpoints.huggingface.gguf_tokenizer import (
     write_tokenizer,
 )
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
+from foundry_upcycle.checkpoints.source import SourceFiles
 from foundry_upcycle.errors import CheckpointError
 from foundry_upcycle.files import scratch_folder
 
@@ -84,6 +89,9 @@ class GGUFReader(HuggingFaceModel):
     repair = f'copy it again, or {GIVE_ORIGINAL}'
 
     def __init__(self, path: str):
+        self.files = SourceFiles(os.path.dirname(path))
+        for part in filter(os.path.isfile, gguf_parts(path)):
+            self.files.open(os.path.basename(part)).close()
         self.file = read_gguf(path)
         kinds = {t.kind: (name, t) for name, t in self.file.tensors.items()}
         for name, tensor in kinds.values():
@@ -129,6 +137,7 @@ class GGUFReader(HuggingFaceModel):
             last = -(-stop // self._head_dim) * self._head_dim
             heads = self._halved(read_part(name, tensor, 0, first, last))
             part = heads[start - first:stop - first]
+        self.files.check(os.path.basename(tensor.file))
         return self._finite(name, part)
 
     def _is_interleaved(self, name: str) -> bool:

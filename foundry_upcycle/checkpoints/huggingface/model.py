@@ -10,7 +10,7 @@ import torch
 from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 
 from foundry_upcycle.checkpoints.base import (
-    Checkpoint,
+    StoredCheckpoint,
     TensorInfo,
     common_dtype,
     dtype_name,
@@ -34,12 +34,13 @@ _EMBEDDING = 'model.transformer.wte.weight'
 _HEAD = 'lm_head.weight'
 
 
-class HuggingFaceModel(Checkpoint):
+class HuggingFaceModel(StoredCheckpoint):
     """A ``Checkpoint`` of a Hugging Face model, under MPT's names.
 
-    Subclasses read the stored tensors. Weights that MPT stores multiplied or
-    shifted (Gemma, Granite) are computed, and have at least float32: in bfloat16
-    they would be rounded. Zeros that add nothing are left out.
+    Subclasses read the stored tensors, of the files that they have opened.
+    Weights that MPT stores multiplied or shifted (Gemma, Granite) are computed,
+    and have at least float32: in bfloat16 they would be rounded. Zeros that add
+    nothing are left out.
 
     Args:
         path: Where it is, for messages.
@@ -74,6 +75,7 @@ class HuggingFaceModel(Checkpoint):
         )
         self._check_layers(hf_config)
         self.section = section = to_mpt(hf_config)
+        self._check_experts()
         found = [
             replace(part, hf=self._stored_name(part.hf)) for part in parts(
                 section,
@@ -180,12 +182,24 @@ class HuggingFaceModel(Checkpoint):
             hf_config.get('n_layers'),
         )
         if is_whole(n_layers) and n_layers > len(self._stored):
-            raise CheckpointError(
-                self.path,
-                f'it has {len(self._stored)} tensors, and {self.described_by} '
-                f'says {n_layers} layers.',
-                self.repair,
-            )
+            raise self._too_many(f'{n_layers} layers')
+
+    def _check_experts(self) -> None:
+        # As above; only some of the layers may have them.
+        ffn = self.section['ffn_config']
+        n_experts = ffn.get('moe_num_experts', 0)
+        layers = ffn.get('moe_layers')
+        n_mixtures = self.section['n_layers'] if layers is None else len(layers)
+        if n_mixtures * n_experts > len(self._stored):
+            raise self._too_many(f'{n_mixtures} layers of {n_experts} experts')
+
+    def _too_many(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            self.path,
+            f'it has {len(self._stored)} tensors, and {self.described_by} '
+            f'says {what}.',
+            self.repair,
+        )
 
     def _check_total(self, expected: list[Part]) -> None:
         shapes = hf_shapes(expected)

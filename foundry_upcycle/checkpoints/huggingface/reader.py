@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from foundry_upcycle.checkpoints.base import TensorInfo
 from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.huggingface.model import HuggingFaceModel
-from foundry_upcycle.documents import DocumentError, read_json
+from foundry_upcycle.checkpoints.source import SourceFiles
+from foundry_upcycle.documents import DocumentError, parse_json
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = [
@@ -65,9 +66,10 @@ class HuggingFaceReader(HuggingFaceModel):
     """
 
     def __init__(self, path: str):
-        self.hf_config = read_config(path)
-        stored = _stored_tensors(path)
-        self._files = {name: tensor.file for name, tensor in stored.items()}
+        self.files = SourceFiles(path)
+        self.hf_config = _read_json(self.files, _CONFIG)
+        stored = _stored_tensors(path, self.files)
+        self._file_of = {name: tensor.file for name, tensor in stored.items()}
         infos = {
             name: TensorInfo(tensor.shape, _DTYPES[tensor.dtype])
             for name, tensor in stored.items()
@@ -85,17 +87,17 @@ class HuggingFaceReader(HuggingFaceModel):
         stop: int,
     ) -> torch.Tensor:
         where = (slice(None), ) * dim + (slice(start, stop), )
-        file = os.path.join(self.path, self._files[name])
+        file = self._file_of[name]
+        self.files.check(file)
         try:
             # Closed after each read, so that its mapped pages are released.
-            with safe_open(file, framework='pt') as stream:
-                return self._finite(name, stream.get_slice(name)[where])
+            with safe_open(self.files.path(file), framework='pt') as stream:
+                tensor = stream.get_slice(name)[where]
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                file,
-                f'{name} can no longer be read ({error}).',
-                _COPY_AGAIN,
-            ) from error
+            raise self.files.changed(file, error) from error
+        # That it was not another one, which took its name meanwhile.
+        self.files.check(file)
+        return self._finite(name, tensor)
 
 
 def is_huggingface_folder(path: str) -> bool:
@@ -109,7 +111,7 @@ def read_config(folder: str) -> dict[str, Any]:
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    return _read_json(folder, _CONFIG)
+    return _read_json(SourceFiles(folder), _CONFIG)
 
 
 def weight_files(folder: str) -> list[str]:
@@ -123,7 +125,7 @@ def weight_files(folder: str) -> list[str]:
     if os.path.isfile(os.path.join(folder, SINGLE)):
         return [_CONFIG, SINGLE]
     if os.path.isfile(os.path.join(folder, INDEX)):
-        shards = sorted(set(_weight_map(folder).values()))
+        shards = sorted(set(_weight_map(SourceFiles(folder)).values()))
         return [_CONFIG, INDEX, *shards]
     pickles = [name for name in os.listdir(folder) if name.endswith('.bin')]
     raise CheckpointError(
@@ -137,28 +139,34 @@ def weight_files(folder: str) -> list[str]:
     )
 
 
-def _read_json(folder: str, name: str) -> dict[str, Any]:
-    path = os.path.join(folder, name)
-    try:
-        content = read_json(path)
-        if not isinstance(content, dict):
-            raise DocumentError('it holds no mapping.')
-        return content
-    except (OSError, DocumentError) as error:
+def _read_json(files: SourceFiles, name: str) -> dict[str, Any]:
+    with files.open(name) as stream:
+        try:
+            content = parse_json(stream.read())
+        except OSError as error:
+            raise files.unreadable(name, error) from error
+        except DocumentError as error:
+            raise CheckpointError(
+                files.path(name),
+                str(error),
+                _COPY_AGAIN,
+            ) from error
+    if not isinstance(content, dict):
         raise CheckpointError(
-            path,
-            f'it is missing or not JSON: {error}',
-            'name a Hugging Face folder, or copy it again.',
-        ) from error
+            files.path(name),
+            'it holds no mapping.',
+            _COPY_AGAIN,
+        )
+    return content
 
 
-def _weight_map(folder: str) -> dict[str, str]:
+def _weight_map(files: SourceFiles) -> dict[str, str]:
     """Tensor name -> file, of an index."""
-    path = os.path.join(folder, INDEX)
-    files = _read_json(folder, INDEX).get('weight_map')
-    if not isinstance(files, dict):
+    path = files.path(INDEX)
+    weight_map = _read_json(files, INDEX).get('weight_map')
+    if not isinstance(weight_map, dict):
         raise CheckpointError(path, 'it has no weight_map.', _COPY_AGAIN)
-    for name, file in files.items():
+    for name, file in weight_map.items():
         is_inside = isinstance(file, str) and os.path.basename(file) == file
         if not is_inside or file in ('', '.', '..'):
             raise CheckpointError(
@@ -167,22 +175,29 @@ def _weight_map(folder: str) -> dict[str, str]:
                 'this folder.',
                 'do not use a folder that you do not trust; copy it again.',
             )
-    return files
+    return weight_map
 
 
-def _stored_tensors(folder: str) -> dict[str, _Stored]:
+def _stored_tensors(folder: str, files: SourceFiles) -> dict[str, _Stored]:
     """All tensors by Hugging Face name; every file's header is checked."""
     names = [n for n in weight_files(folder) if not n.endswith('.json')]
     stored: dict[str, _Stored] = {}
     for file in names:
-        stored.update(_read_header(folder, file))
+        header = _read_header(files, file)
+        for name in header.keys() & stored.keys():
+            raise CheckpointError(
+                files.path(file),
+                f'it holds {name}, and so does {stored[name].file}.',
+                _COPY_AGAIN,
+            )
+        stored.update(header)
     if names != [SINGLE]:
-        _check_index(folder, stored)
+        _check_index(files, stored)
     found = {n: s for n, s in stored.items() if not n.endswith(_HARMLESS)}
     for name, tensor in found.items():
         if tensor.dtype not in _DTYPES:
             raise CheckpointError(
-                os.path.join(folder, tensor.file),
+                files.path(tensor.file),
                 f'{name} has dtype {tensor.dtype}: the model is quantised, or '
                 'no language model.',
                 'start from the unquantised weights.',
@@ -190,28 +205,27 @@ def _stored_tensors(folder: str) -> dict[str, _Stored]:
     return found
 
 
-def _read_header(folder: str, file: str) -> dict[str, _Stored]:
-    path = os.path.join(folder, file)
-    if not os.path.isfile(path):
-        raise CheckpointError(path, 'the shard is missing.', _COPY_AGAIN)
+def _read_header(files: SourceFiles, file: str) -> dict[str, _Stored]:
+    # By ourselves first: safe_open calls all that it can't open missing.
+    files.open(file).close()
     stored = {}
     try:
-        with safe_open(path, framework='pt') as stream:
+        with safe_open(files.path(file), framework='pt') as stream:
             for name in stream.keys():
                 tensor = stream.get_slice(name)
                 shape = tuple(tensor.get_shape())
                 stored[name] = _Stored(file, shape, tensor.get_dtype())
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            path,
+            files.path(file),
             f'it is truncated or not a safetensors file ({error}).',
             _COPY_AGAIN,
         ) from error
     return stored
 
 
-def _check_index(folder: str, stored: Mapping[str, _Stored]) -> None:
-    listed = _weight_map(folder)
+def _check_index(files: SourceFiles, stored: Mapping[str, _Stored]) -> None:
+    listed = _weight_map(files)
     # Some list what was never saved: buffers, and a head that is the embedding.
     absent = {
         name
@@ -222,7 +236,7 @@ def _check_index(folder: str, stored: Mapping[str, _Stored]) -> None:
         found = stored[name].file if name in stored else None
         if listed.get(name) != found:
             raise CheckpointError(
-                os.path.join(folder, INDEX),
+                files.path(INDEX),
                 f'it says that {name} is in {listed.get(name)}, and it is in '
                 f'{found}.',
                 _COPY_AGAIN,

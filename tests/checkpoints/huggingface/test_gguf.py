@@ -11,7 +11,7 @@ from tiny_gguf import N_KV_HEADS, TOKENS, permuted, write_gguf
 
 from foundry_upcycle.checkpoints.huggingface.gguf import GGUFReader
 from foundry_upcycle.checkpoints.huggingface.reader import HuggingFaceReader
-from foundry_upcycle.checkpoints.open import checkpoint_files, open_checkpoint
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.errors import CheckpointError
 
 
@@ -112,7 +112,7 @@ def test_split_files(tmp_path: Path):
     whole = GGUFReader(str(tmp_path / 'whole.gguf'))
     assert_same(open_checkpoint(str(first)), whole)
     names = [f'm-0000{i}-of-00003.gguf' for i in (1, 2, 3)]
-    assert checkpoint_files(str(first)) == names
+    assert sorted(open_checkpoint(str(first)).files.n_bytes) == names
     with pytest.raises(CheckpointError,
                        match=f'part 2 of 3.* first, {names[0]}'):
         GGUFReader(str(tmp_path / names[1]))
@@ -179,7 +179,7 @@ def test_a_file_that_was_cut_while_open(tmp_path: Path):
     write_gguf(file)
     reader = GGUFReader(str(file))
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match='norm.weight can no longer be'):
+    with pytest.raises(CheckpointError, match='tiny.gguf: it changed while'):
         for name, info in reader.tensors.items():
             reader.read(name, 0, 0, info.shape[0])
 

@@ -528,7 +528,8 @@ def test_a_header_with_absurd_sizes_is_refused(folder):
 def test_a_file_that_vanishes_is_named(folder):
     reader = HuggingFaceReader(str(folder))
     os.remove(folder / 'model.safetensors')
-    with pytest.raises(CheckpointError, match='model.norm.weight can no long'):
+    with pytest.raises(CheckpointError,
+                       match='safetensors: it changed.*removed'):
         reader.read('model.transformer.norm_f.weight', 0, 0, 1)
 
 
@@ -543,10 +544,19 @@ def test_pickles_are_refused(folder):
         HuggingFaceReader(str(folder))
 
 
-@pytest.mark.parametrize('content', ['', '[1]', '{"a": ', '[' * 100_000])
-def test_a_damaged_config_is_refused(folder, content):
+@pytest.mark.parametrize(
+    'content,message',
+    [
+        ('', 'not JSON'),
+        ('[1]', 'no mapping'),
+        ('{"a": ', 'not JSON'),
+        ('[' * 100_000, 'nest deeper'),
+    ],
+    ids=['empty', 'list', 'cut', 'deep'],
+)
+def test_a_damaged_config_is_refused(folder, content, message):
     (folder / 'config.json').write_text(content)
-    with pytest.raises(CheckpointError, match='config.json: it is missing or'):
+    with pytest.raises(CheckpointError, match=f'config.json: .*{message}'):
         HuggingFaceReader(str(folder))
 
 
@@ -577,7 +587,7 @@ def test_an_index_must_be_that_of_the_shards(tmp_path):
     with pytest.raises(CheckpointError, match=message):
         HuggingFaceReader(str(tmp_path))
     os.remove(tmp_path / shards[1])
-    with pytest.raises(CheckpointError, match='the shard is missing'):
+    with pytest.raises(CheckpointError, match='it is missing'):
         HuggingFaceReader(str(tmp_path))
     (tmp_path / 'model.safetensors.index.json').write_text('{}')
     with pytest.raises(CheckpointError, match='it has no weight_map'):
@@ -602,11 +612,14 @@ def test_the_config_must_be_that_of_the_weights(folder):
         HuggingFaceReader(str(folder))
 
 
-@pytest.mark.parametrize('content', [None, '{', b'\xff'])
-def test_a_bad_config_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    'content,message',
+    [(None, 'it is missing'), ('{', 'not JSON'), (b'\xff', 'not JSON')],
+)
+def test_a_bad_config_is_refused(tmp_path, content, message):
     if isinstance(content, str):
         (tmp_path / 'config.json').write_text(content)
     elif content:
         (tmp_path / 'config.json').write_bytes(content)
-    with pytest.raises(CheckpointError, match='config.json: it is missing or'):
+    with pytest.raises(CheckpointError, match=f'config.json: .*{message}'):
         read_config(str(tmp_path))

@@ -163,7 +163,7 @@ def test_tensor_beyond_the_end_of_the_file(tmp_path):
     rewrite(path, 'data.pkl', b'K\x05K\x03', b'M\xff\xffK\x03')
     with pytest.raises(
             CheckpointError,
-            match='the data of w is not in it. Fix: copy it again',
+            match='the data of w is not in it.*Fix: copy it again',
     ):
         MonolithicReader(str(path))
 
@@ -183,7 +183,8 @@ def test_chunk_that_is_another_tensor(tmp_path):
         dcp.save(content, checkpoint_id=tmp_path / f'{n}')
     shutil.copy(tmp_path / '2' / '.metadata', tmp_path / '3')
     reader = ShardedReader(str(tmp_path / '3'))
-    with pytest.raises(CheckpointError, match='bytes of state.model.w are dam'):
+    with pytest.raises(CheckpointError,
+                       match='distcp: the stored bytes of w are dam'):
         reader.read('w', 0, 0, 2)
 
 

@@ -10,10 +10,8 @@ from composer.models import ComposerModel
 
 from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.open import open_checkpoint
-from foundry_upcycle.checkpoints.readers.monolithic import (
-    MonolithicReader,
-    load_structure,
-)
+from foundry_upcycle.checkpoints.readers.archive import load_structure
+from foundry_upcycle.checkpoints.readers.monolithic import MonolithicReader
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.output import new_output
 from foundry_upcycle.errors import CheckpointError
