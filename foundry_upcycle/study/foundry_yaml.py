@@ -58,8 +58,15 @@ def merged(
 
 
 def own_variables(path: Path) -> frozenset[str]:
-    """Names below the ``variables`` of a YAML that can be merged."""
-    return frozenset(map(str, read_config(path).get('variables') or ()))
+    """Names below the ``variables`` of a YAML that can be merged.
+
+    Raises:
+        ConfigError: They are no mapping, whatever replaces them.
+    """
+    config, key = read_config(path), 'variables'
+    if select_any(path, config, key) is None:
+        return frozenset()
+    return frozenset(map(str, select(path, config, key, DictConfig)))
 
 
 def select(path: Path, config: Any, key: str, kind: Any) -> Any:

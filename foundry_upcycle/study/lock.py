@@ -5,7 +5,7 @@ import os
 import socket
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import IO, Iterator
 
 from foundry_upcycle.errors import ConfigError
 
@@ -71,17 +71,25 @@ def only_one(path: Path) -> Iterator[bool]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield _took(lock)
 
 
 def is_held(path: Path) -> bool:
     """Whether any process holds the lock of a file."""
     if not path.exists():
         return False
-    with only_one(path) as is_free:
-        return not is_free
+    try:
+        lock = path.open('a')  # NFS locks what may be written.
+    except OSError:
+        lock = path.open()  # Another's study, to look at.
+    with lock:
+        return not _took(lock)
+
+
+def _took(lock: IO[str]) -> bool:
+    """Takes a file's lock, if no other has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -127,11 +127,12 @@ def _seeds(base: BaseYaml, seed: int) -> dict[str, Any]:
 
 def _start(base: BaseYaml, checkpoint: str) -> dict[str, Any]:
     if base.is_upcycling:
-        return {
-            'callbacks.sparse_upcycling.source_path': checkpoint,
+        settings = {'callbacks.sparse_upcycling.source_path': checkpoint}
+        content: Any = OmegaConf.to_container(base.config)
+        if content.get('load_path') is not None:
             # The callback refuses to act on a model that was loaded.
-            'load_path': _GONE,
-        }
+            settings['load_path'] = _GONE
+        return settings
     # A fresh optimizer, as in the paper.
     return {'load_path': checkpoint, 'load_weights_only': True}
 

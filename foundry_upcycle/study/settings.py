@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from foundry_upcycle.documents import DocumentError, read_config
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.duration import parse_duration
 
@@ -39,11 +40,14 @@ def difference(path: Path, text: str, folder: Path) -> str:
         path: The YAML.
         text: What it would be now.
         folder: The study's.
+
+    Raises:
+        ConfigError: The YAML can't be read.
     """
-    written = path.read_text()
-    if written == text:
+    if path.read_bytes() == text.encode():
         return ''
-    before, now = (_settings(each, folder) for each in (written, text))
+    before = _settings(_read(path), folder)
+    now = _settings(OmegaConf.create(text), folder)
     lines = difflib.unified_diff(
         _lines(before),
         _lines(_in_the_order_of(before, now)),
@@ -57,12 +61,28 @@ def difference(path: Path, text: str, folder: Path) -> str:
 
 def digest(text: str, folder: Path) -> str:
     """Names what a YAML sets: one digest, however it is written."""
-    settings = yaml.safe_dump(_settings(text, folder))  # Sorts the keys.
-    return hashlib.sha256(settings.encode()).hexdigest()[:8]
+    settings = _settings(OmegaConf.create(text), folder)
+    one_text = yaml.safe_dump(settings)  # Sorts the keys.
+    return hashlib.sha256(one_text.encode()).hexdigest()[:8]
 
 
-def _settings(text: str, folder: Path) -> Any:
-    config = OmegaConf.create(text)
+def _read(path: Path) -> DictConfig:
+    try:
+        config = read_config(path)
+        if not isinstance(config, DictConfig):
+            raise DocumentError('it holds no mapping of keys to values.')
+    except DocumentError as error:
+        raise ConfigError(
+            'folder',
+            str(path),
+            f'it is what a run has started with, and {error}',
+            'restore it; or name another folder and another name in the study '
+            'YAML.',
+        ) from error
+    return config
+
+
+def _settings(config: Any, folder: Path) -> Any:
     try:
         content: Any = OmegaConf.to_container(config, resolve=True)
         content.pop('variables', None)  # They are where they are used.

@@ -39,13 +39,11 @@ class Tracking:
     """
 
     def __init__(self, uri: str, experiment: str):
-        # It takes seconds to import.
-        from mlflow.utils.uri import is_local_uri
         self._uri = uri
         self._experiment = experiment
         self.refresh()
         with self._errors():
-            self._store = (_Folder if is_local_uri(uri) else _Server)(uri)
+            self._store = (_Folder if _is_folder(uri) else _Server)(uri)
 
     def refresh(self) -> None:
         """Forgets what was read."""
@@ -115,8 +113,20 @@ class Tracking:
             ) from error
 
 
+def _is_folder(uri: str) -> bool:
+    """Whether it is one, which can be read without MLflow's search."""
+    # They take seconds to import.
+    from mlflow.store.tracking.file_store import FileStore
+    from mlflow.utils.uri import is_local_uri
+
+    # Not of MLflow's interface, so that another version may be without it.
+    return is_local_uri(uri) and hasattr(FileStore, '_list_run_infos')
+
+
 def _once_each(logged_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values; of a step that was logged twice, the later value."""
+    if not len(logged_N3):  # The first value is being written.
+        return np.array([], int), np.array([])
     times, values, steps = logged_N3.T
     order = np.lexsort((times, steps))  # Keeps the order of equal ones.
     steps, values = steps[order], values[order]

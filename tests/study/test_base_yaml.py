@@ -163,6 +163,14 @@ def test_its_own_variables(files: StudyFiles):
     assert read(files, 'cpt').variables == frozenset()
 
 
+@pytest.mark.parametrize('value', [True, '${nowhere}'])
+def test_variables_that_are_replaced_and_were_none(files: StudyFiles, value):
+    phase = files.set('cpt', 'variables', value).set('cpt', 'optimizer.lr', 1.)
+    phase.write()
+    with pytest.raises(ConfigError, match='/cpt.yaml: variables='):
+        BaseYaml.read('arm', Phase(files.folder / 'cpt.yaml', {}), {'lr': 1e-3})
+
+
 def test_a_recipe_has_a_default(files: StudyFiles):
     assert read(files.set('upcycled', RECIPE, GONE), 'upcycled').is_upcycling
 

@@ -1,12 +1,16 @@
 """A study's folder has one runner, and its lock lives as long as what that runs."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from small_study import small_grid
@@ -15,7 +19,7 @@ from typer.testing import CliRunner
 from foundry_upcycle.cli.app import app
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study import lock
-from foundry_upcycle.study.lock import exclusive
+from foundry_upcycle.study.lock import exclusive, is_held
 
 
 def _is_free(folder: Path) -> bool:
@@ -84,6 +88,32 @@ def test_a_file_system_without_locks(
     match = "can't lock files .*No locks available.*Fix: name a folder on anoth"
     with pytest.raises(ConfigError, match=match), exclusive(tmp_path):
         pass
+
+
+def test_who_may_only_read_sees_what_goes_on():
+    # Root may write anything, and others may not follow pytest's folder.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, 'run.lock')
+        path.touch()
+        path.chmod(0o444)
+        with _as_another_user(), path.open() as holder:
+            with pytest.raises(PermissionError):
+                path.open('a')
+            assert not is_held(path)
+            fcntl.flock(holder, fcntl.LOCK_SH)
+            assert is_held(path)
+
+
+@contextmanager
+def _as_another_user() -> Iterator[None]:
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path):

@@ -1,5 +1,6 @@
 """What is done of a study is told by what its runs have left."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from small_study import (
 )
 
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
+from foundry_upcycle.study import tracking
 from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.measured import Measured, read_study_results
 from foundry_upcycle.study.results import RunResult
@@ -142,6 +144,35 @@ def test_another_store(tmp_path: Path):
     assert measured.is_evaluated(run)
     assert measured.final_loss(run) == 3.0
     assert not (tmp_path / 'results' / 'mlruns').exists()
+
+
+def test_a_folder_is_read_as_mlflow_reads_it(grid: Grid, monkeypatch):
+    run = grid[SWEEP[0]]
+    log(grid, run.name, {LOSS: [9.0] * 30})
+    leave_training(grid, run, loss=math.nan)
+    leave_evaluation(grid, run)
+    ours = Measured(grid)
+    monkeypatch.setattr(tracking, '_is_folder', lambda uri: False)
+    theirs = Measured(grid)
+    for name in (run.name, f'{run.name}_eval', 'no run'):
+        keys = sorted(ours.tracking.keys(name))
+        assert keys == sorted(theirs.tracking.keys(name))
+        for key in (*keys, 'no metric'):
+            for mine, other in zip(
+                    ours.tracking.history(name, key),
+                    theirs.tracking.history(name, key),
+                    strict=True,
+            ):
+                np.testing.assert_array_equal(mine, other)
+
+
+def test_a_first_value_that_is_being_written(grid: Grid):
+    run = grid[DENSE]
+    leave_training(grid, run)
+    root = Path(grid.study.tracking_uri)
+    (path, ) = root.glob(f'*/*/metrics/{LOSS}')
+    path.write_text('17642')
+    assert not Measured(grid).is_trained(run)
 
 
 def test_seconds_are_those_of_training(grid: Grid):

@@ -16,7 +16,7 @@ from foundry_upcycle.study.lock import only_one
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.plan_files import require_unchanged, write_yamls
 from foundry_upcycle.study.run_files import RunFiles
-from foundry_upcycle.study.run_yamls import train_yaml
+from foundry_upcycle.study.run_yamls import HEADER, train_yaml
 
 DENSE, CPT, UPCYCLED = 'm_short', 'm_short_cpt_0.5_s17', 'm_short_upcycled_1_s17'
 OTHER = (
@@ -252,6 +252,23 @@ def test_what_is_written_otherwise_is_no_change(files: StudyFiles, write):
     again = plan_grid(read_study(files.folder / 'study.yaml'))
     write_yamls(again)
     require_unchanged(Measured(again))
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'\xff', b'a: [', b'- 1', f'a: 1{400 * "0"}'.encode()],
+)
+def test_a_started_yaml_that_is_damaged(files: StudyFiles, content: bytes):
+    grid = files.grid()
+    write_yamls(grid)
+    save(grid, CPT)
+    path = RunFiles(grid.study, CPT).train_yaml
+    path.write_bytes(HEADER.encode() + b'x\n' + content)
+    match = f"^folder='{path}': it is what a run has started with, and it"
+    for check in (write_yamls, lambda grid: require_unchanged(Measured(grid))):
+        with pytest.raises(ConfigError, match=match):
+            check(grid)
+    assert path.read_bytes().endswith(content)
 
 
 def test_a_folder_may_be_named_from_elsewhere(files: StudyFiles, monkeypatch):

@@ -168,6 +168,10 @@ def test_upcycling_starts_from_its_weights(files: StudyFiles):
     # The callback refuses to act on a model that was loaded.
     assert 'load_path' not in config
     assert 'load_weights_only' not in config
+    # Runs that started with an empty one have it in their YAMLs.
+    grid = files.set('upcycled', 'load_path', None).grid()
+    again = planned(grid, 'm_long_upcycled_0.5_s18')
+    assert again == {**config, 'load_path': None}
 
 
 def test_a_loader_without_a_dataset_has_no_seed(files: StudyFiles):

@@ -11,12 +11,12 @@ A JSON file of format ``foundry_upcycle/serving/1``::
 ``size`` is a model of the study; a dense one has 1 expert and a top-k of 1.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
+from foundry_upcycle.documents import DocumentError, read_json
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.report.summary import Summary
@@ -139,12 +139,12 @@ def arm_costs(
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+    except DocumentError as error:
         raise ConfigError(
             'serving',
             str(path),
-            f"it can't be read as JSON ({error}).",
+            str(error),
             f'name a file of format {FORMAT}.',
         ) from error
     _check(

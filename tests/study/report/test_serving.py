@@ -170,11 +170,12 @@ def test_what_cannot_be_used_is_refused(
 
 
 def test_what_is_no_json_is_refused(path: Path):
-    with pytest.raises(ConfigError, match="serving=.*it can't be read as JSON"):
+    with pytest.raises(ConfigError, match='serving=.*there is no such file'):
         read_serving(path)
-    path.write_text('{')
-    with pytest.raises(ConfigError, match="serving=.*it can't be read as JSON"):
-        read_serving(path)
+    for text in ('{', 100_000 * '[', f'[1{400 * "0"}]'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match='serving=.*serving.json'):
+            read_serving(path)
     path.write_text('[]')
     with pytest.raises(ConfigError, match='it holds a list, not an object'):
         read_serving(path)
