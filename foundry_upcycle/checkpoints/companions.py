@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_imports
 
 from foundry_upcycle.checkpoints.huggingface.architectures import TOKEN_IDS
 from foundry_upcycle.checkpoints.tokens import Tokens, read_json, read_tokens
@@ -168,12 +168,20 @@ def _names(folder: Path, with_tokenizer: bool) -> Iterator[str]:
 
 def _code_files(folder: Path) -> Iterator[str]:
     """Names of the files that a tokenizer's own class is in."""
-    for module in _own_modules(folder / TOKENIZER_CONFIG):
+    left, seen = [*_own_modules(folder / TOKENIZER_CONFIG)], set()
+    while left:
+        module = left.pop()
         file = folder / f'{module}.py'
-        if file.is_file():
-            yield file.name
-            for imported in map(Path, get_relative_import_files(file)):
-                yield str(imported.relative_to(folder))
+        # Beside it alone, and each once: modules may import one another.
+        is_beside = os.path.basename(module) == module
+        if not is_beside or module in seen or not os.path.isfile(file):
+            continue
+        seen.add(module)
+        yield file.name
+        try:
+            left += get_relative_imports(file)
+        except (OSError, ValueError):
+            pass  # Whoever runs it says what is wrong with it.
 
 
 def _own_modules(tokenizer_config: Path) -> set[str]:
@@ -181,14 +189,13 @@ def _own_modules(tokenizer_config: Path) -> set[str]:
         config = json.loads(tokenizer_config.read_bytes())
         classes = config['auto_map']['AutoTokenizer']
     # Whoever needs the file says what is wrong with it.
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
-    if isinstance(classes, str):
+    if not isinstance(classes, list):
         classes = [classes]
     # Slow and fast, "module.Class" or "repository--module.Class", or None.
     names = [c.split('--')[-1] for c in classes if isinstance(c, str)]
-    modules = {name.rpartition('.')[0] for name in names}
-    return {m for m in modules if m and os.path.basename(m) == m}
+    return {name.rpartition('.')[0] for name in names} - {''}
 
 
 def _ids(config: Mapping[str, Any]) -> dict[str, Any]:

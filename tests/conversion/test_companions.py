@@ -192,3 +192,40 @@ def test_every_kind_of_file_comes_back_as_it_was():
         'empty.tiktoken': '',
     }
     assert from_composer('run.pt', kept, {}).files == files
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        '[' * 100_000,
+        '{"auto_map": {"AutoTokenizer": null}}',
+        '{"auto_map": {"AutoTokenizer": 5}}',
+        json.dumps({'auto_map': {
+            'AutoTokenizer': 'x' * 300 + '.A'
+        }}),
+    ],
+    ids=['nested', 'null', 'number', 'long'],
+)
+def test_a_config_that_names_no_code(tmp_path: Path, config: str):
+    (tmp_path / 'tokenizer_config.json').write_text(config)
+    found = Companions.of_folder(str(tmp_path))
+    assert [*found.files] == ['tokenizer_config.json']
+
+
+def test_code_is_taken_once_and_from_beside(tmp_path: Path):
+    folder = tmp_path / 'hf'
+    folder.mkdir()
+    (folder / 'tokenizer_config.json'
+    ).write_text('{"auto_map": {"AutoTokenizer": "one.A"}}', )
+    code = {
+        'one.py': b'from .two import B\nfrom .gone import C\n',
+        'two.py': b'from .one import A\nfrom .../outside import D\n'
+        b'from ./etc/outside import D\nfrom .three import E\n',
+        'three.py': b'"\xff"\n',
+    }
+    for name, content in code.items():
+        (folder / name).write_bytes(content)
+    (tmp_path / 'outside.py').touch()
+    (folder / 'unused.py').touch()
+    found = Companions.of_folder(str(folder)).files
+    assert found.keys() - {'tokenizer_config.json'} == code.keys()
