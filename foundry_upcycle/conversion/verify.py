@@ -187,8 +187,10 @@ def _provenance(dense: StoredCheckpoint, mixture: str) -> Optional[bool]:
     ]
     if not sources:
         return None
-    # By content: files may have been renamed or moved.
-    return set(hash_files(dense.files).values()) in sources
+    # By content: files may have been renamed or moved. A conversion may have
+    # read more of them, such as those that only a tokenizer is in.
+    found = set(hash_files(dense.files).values())
+    return any(found <= source for source in sources)
 
 
 def _difference(

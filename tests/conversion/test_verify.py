@@ -5,6 +5,7 @@ import pytest
 import tiny
 import tiny_hf
 import torch
+import torch.distributed.checkpoint as dcp
 
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
@@ -150,6 +151,18 @@ def test_combine_weights_that_do_not_sum_to_1_are_found_out(dense, moe):
     assert not result.differing
     assert result.logits > 0.01
     assert not result.passed
+
+
+def test_files_that_only_a_tokenizer_is_in_do_not_count(dense, tmp_path):
+    state = torch.load(dense, weights_only=True)
+    entry = {'file_extension': '.json', 'content': {'a': 0}}
+    huggingface = state['state']['integrations']['huggingface']
+    huggingface['tokenizer'] = {'vocab.json': entry}
+    folder, out = str(tmp_path / 'dcp'), str(tmp_path / 'moe.pt')
+    files = dcp.FileSystemWriter(folder, single_file_per_rank=False)
+    dcp.save(state, storage_writer=files, no_dist=True)
+    convert(UpcyclingConfig(folder), out, 'pt')
+    assert verify(folder, out).provenance
 
 
 def test_equal_weights_of_other_files_pass(dense, moe, tmp_path):
