@@ -10,8 +10,8 @@ from typing import Any, Iterator, Mapping
 from transformers.dynamic_module_utils import get_relative_imports
 
 from foundry_upcycle.checkpoints.huggingface.architectures import TOKEN_IDS
+from foundry_upcycle.checkpoints.source import SourceFiles
 from foundry_upcycle.checkpoints.tokens import Tokens, read_json, read_tokens
-from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['GENERATION', 'TOKENIZER_CONFIG', 'Companions']
 
@@ -71,17 +71,9 @@ class Companions:
         Raises:
             CheckpointError: A file can't be read.
         """
-        files = {}
-        for name in sorted({*_names(Path(folder), with_tokenizer)}):
-            path = Path(folder, name)
-            try:
-                files[name] = path.read_bytes()
-            except OSError as error:
-                raise CheckpointError(
-                    path,
-                    f'it can not be read ({error}).',
-                    'make it a file that you may read.',
-                ) from error
+        source = SourceFiles(folder)
+        names = sorted({*_names(Path(folder), with_tokenizer)})
+        files = {name: source.read(name) for name in names}
         return cls(folder, files, config)
 
     @property

@@ -27,7 +27,7 @@ _TEMPLATES = 'additional_chat_templates'
 
 def from_composer(
     path: str,
-    huggingface: Mapping[str, Any],
+    huggingface: Any,
     config: Mapping[str, Any],
     with_tokenizer: bool = True,
 ) -> Companions:
@@ -42,10 +42,11 @@ def from_composer(
     Raises:
         CheckpointError: A file is not as Composer keeps it.
     """
-    stored = {}
+    parts = _mapping(huggingface)
+    stored: dict[str, Any] = {}
     if with_tokenizer:
-        stored.update(huggingface.get('tokenizer') or {})
-    model = huggingface.get('model') or {}
+        stored.update(_mapping(parts.get('tokenizer')))
+    model = _mapping(parts.get('model'))
     if _GENERATION_KEY in model:
         stored[GENERATION] = model[_GENERATION_KEY]
     files = dict(_file(path, *item) for item in stored.items())
@@ -74,6 +75,11 @@ def to_composer(companions: Companions,
     return {'tokenizer': entries, 'model': model}
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """A part of a checkpoint; one that is none holds no files."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _file(path: str, name: str, entry: Any) -> tuple[str, bytes]:
     try:
         extension, content = entry['file_extension'], entry['content']
@@ -88,7 +94,13 @@ def _file(path: str, name: str, entry: Any) -> tuple[str, bytes]:
             data = '\n'.join(content).encode()
         else:
             data = json.dumps(content, indent=2).encode()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+            AttributeError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+    ) as error:
         raise CheckpointError(
             path,
             f'{name} of its tokenizer is not as Composer keeps it ({error!r}).',
@@ -120,14 +132,25 @@ def _entry(
     if extension == '.json' and not as_text:
         content = read_json(path, files, name)
     elif extension == '.json' or extension == '.py' and '/' not in name:
-        content = content.decode()
+        content = _text(path, files, name)
     elif extension == '.txt':
-        content = content.decode().split('\n')
+        content = _text(path, files, name).split('\n')
     elif extension != '.model' or not piece_names(content):
         # Without an extension, which Composer passes by. No bytes would be
         # pickled as a call, which is not loaded.
         extension, content = '', content or ''
     return {'file_extension': extension, 'content': content}
+
+
+def _text(path: str, files: Mapping[str, bytes], name: str) -> str:
+    try:
+        return files[name].decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            Path(path, name),
+            f'it is not text in UTF-8 ({error}).',
+            'copy it again, or leave the tokenizer out (--no-tokenizer).',
+        ) from error
 
 
 def _with_templates(companions: Companions) -> dict[str, bytes]:
@@ -136,14 +159,15 @@ def _with_templates(companions: Companions) -> dict[str, bytes]:
     That is where Foundry's exporter looks for them.
     """
     files = dict(companions.readable_files)
-    named = {
-        Path(name).stem: files.pop(name).decode()
-        for name in sorted(files)
-        if Path(name).parent == Path(_TEMPLATES)
-    }
-    default = files.pop(_TEMPLATE, None)
-    if default is not None:
-        named = {'default': default.decode(), **named}
+    named = {}
+    for name in sorted(files):
+        if Path(name).parent == Path(_TEMPLATES):
+            named[Path(name).stem] = _text(companions.path, files, name)
+            del files[name]
+    if _TEMPLATE in files:
+        default = _text(companions.path, files, _TEMPLATE)
+        named = {'default': default, **named}
+        del files[_TEMPLATE]
     if named:
         config = read_json(companions.path, files, TOKENIZER_CONFIG)
         config['chat_template'] = named['default'] if [*named] == [

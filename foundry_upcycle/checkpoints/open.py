@@ -55,8 +55,16 @@ def open_checkpoint(path: str) -> StoredCheckpoint:
         ) from error
 
 
-def require_existing(path: str) -> None:
+def require_existing(
+    path: str,
+    expected: str = 'a Composer checkpoint (.pt or sharded folder), a Hugging '
+    'Face folder or a GGUF file',
+) -> None:
     """Refuses what names no checkpoint.
+
+    Args:
+        path: What is named.
+        expected: What could be, for the message.
 
     Raises:
         CheckpointError: There is nothing at ``path``, or a file that is only
@@ -81,8 +89,7 @@ def require_existing(path: str) -> None:
     raise CheckpointError(
         path,
         'there is no such file or folder.',
-        'name a Composer checkpoint (.pt or sharded folder), a Hugging Face '
-        'folder or a GGUF file.',
+        f'name {expected}.',
     )
 
 

@@ -69,6 +69,14 @@ class SourceFiles:
             )
         return file
 
+    def read(self, name: str) -> bytes:
+        """All that a file holds; raises as ``open`` does."""
+        with self.open(name) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise self.unreadable(name, error) from error
+
     def check(self, *names: str) -> None:
         """Checks that files are what they were; without names, all.
 

@@ -13,6 +13,7 @@ from foundry_upcycle.checkpoints.huggingface.reader import (
     is_huggingface_folder,
     read_config,
 )
+from foundry_upcycle.checkpoints.open import require_existing
 from foundry_upcycle.errors import (
     CheckpointError,
     ConfigError,
@@ -81,7 +82,18 @@ def choose_companions(
 
 
 def huggingface_folder(folder: str) -> str:
-    """The folder itself, or of what ``import_hf`` wrote ``hf``."""
+    """The folder itself, or of what ``import_hf`` wrote ``hf``.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
+    require_existing(folder, 'a Hugging Face folder')
+    if not os.path.isdir(folder):
+        raise CheckpointError(
+            folder,
+            'it is no folder.',
+            'name a Hugging Face folder.',
+        )
     inner = os.path.join(folder, 'hf')
     is_import = os.path.isfile(os.path.join(folder, 'model.yaml'))
     if is_import and os.path.isdir(inner):
@@ -121,12 +133,6 @@ def warn_if_unloadable(folder: Path, runs_code: bool) -> None:
 
 def _of_folder(folder: str, with_tokenizer: bool) -> Companions:
     folder = huggingface_folder(folder)
-    if not os.path.isdir(folder):
-        raise CheckpointError(
-            folder,
-            'there is no such folder.',
-            'name a Hugging Face folder.',
-        )
     has_config = is_huggingface_folder(folder)
     return Companions.of_folder(
         folder,

@@ -164,6 +164,40 @@ def test_a_file_that_composer_would_not_keep_so_is_refused():
         from_composer('run.pt', {'tokenizer': files}, {})
 
 
+@pytest.mark.parametrize(
+    'huggingface',
+    [5, [1], {
+        'tokenizer': 5
+    }, {
+        'tokenizer': [1]
+    }, {
+        'model': 5
+    }],
+)
+def test_what_is_no_mapping_holds_no_files(huggingface):
+    assert from_composer('run.pt', huggingface, {}).files == {}
+
+
+@pytest.mark.parametrize(
+    'name,content,message',
+    [
+        ('vocab.txt', b'\xe9', 'not text in UTF-8'),
+        ('tokenization_own.py', b'\xe9', 'not text in UTF-8'),
+        ('chat_template.jinja', b'\xe9', 'not text in UTF-8'),
+        ('tokenizer_config.json', b'[' * 10**5, 'not JSON'),
+    ],
+)
+def test_a_file_that_no_tokenizer_reads_is_named(
+    tmp_path,
+    name,
+    content,
+    message,
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f'{name}: it is {message}'):
+        to_composer(Companions.of_folder(str(tmp_path)))
+
+
 def test_every_kind_of_file_comes_back_as_it_was():
     model = io.BytesIO()
     SentencePieceTrainer.train(

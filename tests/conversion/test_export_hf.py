@@ -253,9 +253,32 @@ def test_what_import_hf_wrote_is_like_its_hf_folder(moe, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / 'out').eos_token_id == 2
 
 
-def test_a_missing_like_is_refused(moe, tmp_path):
-    with pytest.raises(CheckpointError, match='config.json: it is missing'):
-        export_hf(moe, str(tmp_path / 'out'), like=str(tmp_path / 'absent'))
+@pytest.mark.parametrize('key', ['like', 'tokenizer'])
+@pytest.mark.parametrize(
+    'name,message',
+    [
+        ('absent', 'no such file or folder. Fix: name a Hugging Face folder'),
+        ('meta-llama/Llama-3.2-1B', 'ids .* not taken.*huggingface-cli down'),
+        ('hf/tokenizer.json', 'one file of a folder. Fix: name the folder: hf'),
+        ('moe.pt', 'it is no folder'),
+        ('hf', 'tokenizer.json: it is a pointer of git-lfs'),
+    ],
+)
+def test_what_is_no_folder_of_a_tokenizer_is_called_what_it_is(
+    moe,
+    tmp_path,
+    monkeypatch,
+    name,
+    message,
+    key,
+):
+    monkeypatch.chdir(tmp_path)
+    tiny_hf.save_llama(tmp_path / 'hf')
+    (tmp_path / 'hf' / 'tokenizer.json'
+    ).write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\n')
+    with pytest.raises(CheckpointError, match=message):
+        export_hf(moe, str(tmp_path / 'out'), **{key: name})
+    assert not (tmp_path / 'out').exists()
 
 
 def test_like_that_can_not_hold_a_dense_model_is_refused(tmp_path):

@@ -214,7 +214,7 @@ def test_another_tokenizer_brings_its_own_ids(tmp_path):
 def test_a_tokenizer_that_is_none_is_refused(tmp_path):
     source, out = str(tmp_path / 'llama'), str(tmp_path / 'out')
     tiny_hf.save_llama(source)
-    with pytest.raises(CheckpointError, match='absent: there is no such folde'):
+    with pytest.raises(CheckpointError, match='absent: there is no such file '):
         import_hf(source, out, tokenizer=str(tmp_path / 'absent'))
     with pytest.raises(CheckpointError, match='it has no tokenizer'):
         import_hf(source, out, tokenizer=str(tmp_path))

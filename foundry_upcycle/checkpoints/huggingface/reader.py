@@ -140,17 +140,14 @@ def weight_files(folder: str) -> list[str]:
 
 
 def _read_json(files: SourceFiles, name: str) -> dict[str, Any]:
-    with files.open(name) as stream:
-        try:
-            content = parse_json(stream.read())
-        except OSError as error:
-            raise files.unreadable(name, error) from error
-        except DocumentError as error:
-            raise CheckpointError(
-                files.path(name),
-                str(error),
-                _COPY_AGAIN,
-            ) from error
+    try:
+        content = parse_json(files.read(name))
+    except DocumentError as error:
+        raise CheckpointError(
+            files.path(name),
+            str(error),
+            _COPY_AGAIN,
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
             files.path(name),

@@ -106,13 +106,9 @@ def read_index(path: str, files: SourceFiles) -> Index:
             'holds .metadata and *.distcp files, or a Hugging Face folder.',
         )
     try:
-        with files.open(METADATA) as stream:
-            content = stream.read()
-        return _parse(path, content)
+        return _parse(path, files.read(METADATA))
     except CheckpointError:
         raise
-    except OSError as error:
-        raise files.unreadable(METADATA, error) from error
     # Damaged bytes make an unpickler raise almost anything.
     except Exception as error:
         raise CheckpointError(

@@ -74,7 +74,8 @@ class MonolithicReader(StoredCheckpoint):
                 self.path,
                 f'it is truncated or not a PyTorch file ({error}).',
                 'copy it again, or save it again with Composer; unpack an '
-                'archive (.tar, .gz, .lz4, .zst) first.',
+                'archive (.tar, .gz, .lz4, .zst) first. A file of PyTorch '
+                'before 1.6 is read after torch.save(torch.load(old), new).',
             ) from error
         if not isinstance(_lookup(content, ['state', 'model']), Mapping):
             raise CheckpointError(

@@ -85,13 +85,15 @@ class ShardedReader(StoredCheckpoint):
         )
 
     def _check_sizes(self, needed: dict[str, int]) -> None:
+        if needed:
+            self.files.check(*needed)
+        sizes = self.files.n_bytes
         for file, n_bytes in needed.items():
-            self.files.check(file)
-            size = self.files.n_bytes[file]
-            if size < n_bytes:
+            if sizes[file] < n_bytes:
                 raise CheckpointError(
                     self.files.path(file),
-                    f'the shard is truncated: {size} bytes, {n_bytes} needed.',
+                    f'the shard is truncated: {sizes[file]} bytes, {n_bytes} '
+                    'needed.',
                     'copy the folder again; every *.distcp file is needed.',
                 )
 
