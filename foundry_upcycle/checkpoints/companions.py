@@ -137,7 +137,7 @@ class Companions:
         readable = _for_transformers_4(config)
         if readable == config:
             return dict(self.files)
-        text = json.dumps(readable, indent=2, ensure_ascii=False) + '\n'
+        text = json.dumps(readable, indent=2) + '\n'
         return {**self.files, TOKENIZER_CONFIG: text.encode()}
 
     def write(self, folder: Path) -> None:

@@ -228,6 +228,14 @@ def test_every_kind_of_file_comes_back_as_it_was():
     assert from_composer('run.pt', kept, {}).files == files
 
 
+def test_half_a_character_is_kept():
+    content = r'{"tokenizer_class": "TokenizersBackend", "own": "\ud83d"}'
+    files = {'tokenizer_config.json': content.encode()}
+    readable = Companions('hf', files).readable_files['tokenizer_config.json']
+    assert readable != content.encode()
+    assert json.loads(readable)['own'] == json.loads(content)['own']
+
+
 @pytest.mark.parametrize(
     'config',
     [
