@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 import tiny
+import tiny_gguf
 import tiny_hf
 import tiny_tasks
 import torch
@@ -236,12 +237,19 @@ def hf(tmp_path_factory) -> Sample:
     return Sample(path)
 
 
-@cases(0.15)
+@pytest.fixture(scope='module')
+def gguf(tmp_path_factory) -> Sample:
+    path = tmp_path_factory.mktemp('gguf') / 'dense.gguf'
+    tiny_gguf.write_gguf(path)
+    return Sample(path)
+
+
+@cases(0.1)
 def test_a_monolithic_file(pt, random):
     pt.damage(random)
 
 
-@cases(0.1)
+@cases(0.08)
 def test_a_monolithic_files_pickle(pt, random):
     data = damage_pickle(pt.files[pt.path], random)
     # Names, shapes and offsets may be others, which nothing shows.
@@ -281,12 +289,21 @@ def test_metadata_of_a_sharded_folder(sharded, random):
     sharded.damage(random, '.metadata')
 
 
-@cases(0.1)
+@cases(0.08)
 def test_a_file_of_a_sharded_folder(sharded, random):
     sharded.damage(random, '.distcp')
 
 
-@cases(0.08)
+@cases(0.1)
+def test_a_gguf_file(gguf, random):
+    data = gguf.files[gguf.path]
+    end = min(start for start, _ in gguf.spans[gguf.path])
+    damaged = damage_bytes(data[:end], random) + data[end:]
+    # Another place or shape of a tensor, which nothing shows.
+    gguf.check(gguf.path, damaged, is_exact=False, is_described=True)
+
+
+@cases(0.07)
 def test_a_file_of_a_huggingface_folder(hf, random):
     hf.damage(random)
 
