@@ -3,10 +3,13 @@
 Shape suffixes: F expert hidden, D d_model, R rows of one shard.
 """
 
-import hashlib
-from typing import NamedTuple, Protocol
+from __future__ import annotations
 
-import torch
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:  # Which recipes there are is asked where no torch is needed.
+    import torch
 
 __all__ = ['DenseRows', 'ExpertRows', 'Recipe', 'seeded_generator']
 
@@ -53,6 +56,7 @@ class Recipe(Protocol):
 
 def seeded_generator(seed: int, *labels: object) -> torch.Generator:
     """A CPU generator whose stream depends on the seed and labels alone."""
+    import torch
     digest = hashlib.sha256(repr((seed, *labels)).encode()).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest[:8], 'little', signed=True))

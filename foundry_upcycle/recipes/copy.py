@@ -1,8 +1,13 @@
 """The recipe of Komatsuzaki et al. (arXiv 2212.05055): copies."""
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from foundry_upcycle.recipes.base import DenseRows, ExpertRows
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ['copy']
 
