@@ -6,6 +6,7 @@ from typing import Any, Mapping, Sequence
 
 from llmfoundry.utils.registry_utils import import_file
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from foundry_upcycle.checkpoints.exactness import check_same_model
 from foundry_upcycle.checkpoints.open import open_checkpoint
@@ -42,6 +43,9 @@ def check_eval(yaml_path: str, overrides: Sequence[str]) -> None:
     for index, entry in enumerate(models):
         key = f'models[{index}].model' if 'models' in config else 'model'
         model, load_path = entry.get('model') or {}, entry.get('load_path')
+        if not isinstance(model, Mapping):
+            problem = 'it is no mapping of settings.'
+            raise ConfigError(key, model, problem, 'write its settings below.')
         if model.get('name') not in _MPT or not isinstance(load_path, str):
             continue
         if '://' in load_path:  # The run downloads it, once.
@@ -96,13 +100,22 @@ def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
         'model',
         'load_path',
     )
-    return {
-        name:
-        OmegaConf.to_container(node, resolve=True)
-        if OmegaConf.is_config(node := config[name]) else node
-        for name in names
-        if name in config
-    }
+    return {name: _resolved(config, name) for name in names if name in config}
+
+
+def _resolved(config: DictConfig, name: str) -> Any:
+    try:
+        value = config[name]
+        if OmegaConf.is_config(value):
+            return OmegaConf.to_container(value, resolve=True)
+        return value
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            error.full_key or name,
+            None,
+            f"it can't be resolved ({str(error).splitlines()[0]}).",
+            'write its value, in the YAML or behind its name.',
+        ) from error
 
 
 def _require_list(key: str, value: Any, kind: Any, meaning: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.gauntlet.gauntlets import (
@@ -13,7 +14,12 @@ from foundry_upcycle.gauntlet.gauntlets import (
     parse_gauntlet,
     read_gauntlet,
 )
-from foundry_upcycle.study.foundry_yaml import merged, own_variables, select_any
+from foundry_upcycle.study.foundry_yaml import (
+    merged,
+    own_variables,
+    select_any,
+    unresolved,
+)
 
 __all__ = ['EvaluationYaml']
 
@@ -91,15 +97,18 @@ class EvaluationYaml:
         Raises:
             ConfigError: Its YAML can't be read.
         """
-        value = OmegaConf.select(self.config, 'eval_gauntlet')
+        key = 'eval_gauntlet'
+        value = select_any(self.path, self.config, key)
         if value is None:
             return None
         if isinstance(value, str):
             return read_gauntlet(value)
-        return parse_gauntlet(
-            f'{self.path}: eval_gauntlet',
-            {'eval_gauntlet': OmegaConf.to_container(value, resolve=True)},
-        )
+        try:
+            if OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            raise unresolved(self.path, error.full_key or key, error) from error
+        return parse_gauntlet(f'{self.path}: {key}', {key: value})
 
 
 def _labels(path: Path, config: DictConfig) -> frozenset[str]:

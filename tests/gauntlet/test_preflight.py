@@ -116,6 +116,7 @@ def test_a_yaml_without_tasks_passes(folder: Path):
         (None, 'there is no such file'),
         ('5', 'it holds neither a mapping'),
         ('- a', 'it is no mapping of settings'),
+        ('model: 5', 'model=5: it is no mapping of settings'),
         ('models: 5', "models=5: it is not a list of models"),
         ('icl_tasks: []\ncode_paths: 5', 'code_paths=5: it is not a list'),
     ],
@@ -126,6 +127,16 @@ def test_what_is_no_run(tmp_path: Path, text: Optional[str], problem: str):
         path.write_text(text)
     with pytest.raises(ConfigError, match=problem):
         check_eval(str(path), [])
+
+
+def test_what_leads_nowhere(folder: Path):
+    path = folder / 'eval.yaml'
+    config = OmegaConf.load(path)
+    for value in ('${nowhere}', [{'label': '${nowhere}'}]):
+        save(path, {**config, 'icl_tasks': value})
+        with pytest.raises(ConfigError,
+                           match="icl_tasks.*it can't be resolved"):
+            check_tasks(str(path), [])
 
 
 def test_tasks_may_stand_in_the_yaml(folder: Path):

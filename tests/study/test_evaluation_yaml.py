@@ -108,6 +108,18 @@ def test_gauntlets_that_can_not_be_read(tmp_path: Path):
         _ = evaluation.gauntlet
 
 
+@pytest.mark.parametrize(
+    'gauntlet',
+    ['${nowhere}', {
+        'categories': '${nowhere}'
+    }, True, 5],
+)
+def test_gauntlets_that_are_none(tmp_path: Path, gauntlet: Any):
+    evaluation = read(tmp_path, eval_gauntlet=gauntlet)
+    with pytest.raises(ConfigError, match='eval.yaml: (eval_gauntlet|categor)'):
+        _ = evaluation.gauntlet
+
+
 def test_no_tasks(tmp_path: Path):
     with pytest.raises(
             ConfigError,
