@@ -12,6 +12,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from contextlib import nullcontext
 from typing import IO, Any, Optional
 
 import numpy as np
@@ -65,7 +66,9 @@ def load_structure(
     )
     unpickler.persistent_load = _Storages(archive).load
     with (
-            FakeTensorMode(),
+            # A sharded folder has a value for each token of a tokenizer; to
+            # begin this mode takes half of the time.
+            FakeTensorMode() if archive.has_tensors else nullcontext(),
             torch.serialization.safe_globals(_safe_globals()),
     ):
         try:
@@ -126,6 +129,12 @@ class _Archive:
         if len(self._records) < len(infos) or len(names) != 1:
             raise ValueError(f'it has {len(names)} records {_PICKLE}')
         self._prefix = names[0].removesuffix(_PICKLE)
+
+    @property
+    def has_tensors(self) -> bool:
+        return any(
+            name.startswith(f'{self._prefix}data/') for name in self._records
+        )
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._records
