@@ -1,12 +1,13 @@
 """A dense checkpoint seen as the mixture of experts it becomes."""
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 import torch
 
 from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
 from foundry_upcycle.checkpoints.companions import Companions
+from foundry_upcycle.checkpoints.narrowing import Narrowing
 from foundry_upcycle.checkpoints.plan import (
     CarriedTensor,
     ExpertTensor,
@@ -50,7 +51,6 @@ class UpcycledCheckpoint(Checkpoint):
         dtype: Optional[torch.dtype] = None,
     ):
         self.path = dense.path
-        self.narrowing = dense.narrowing
         self.model_config = dict(model_config)
         self._dense = dense
         self._config = config
@@ -70,6 +70,10 @@ class UpcycledCheckpoint(Checkpoint):
         # (one expert whole after the other) of a layer's three.
         self._dense_rows = lru_cache(maxsize=3)(self._read_dense_rows)
         self._transposed_rows = lru_cache(maxsize=1)(self._transpose_rows)
+
+    @cached_property
+    def narrowing(self) -> Narrowing:
+        return self._dense.narrowing
 
     def companions(self, with_tokenizer: bool = True) -> Companions:
         return self._dense.companions(with_tokenizer)

@@ -231,9 +231,9 @@ def _dtypes(source: Checkpoint, target: Checkpoint) -> dict[str, torch.dtype]:
     for name in source.tensors:
         expert = expert_name(name, mlp_type)
         # A layer may have stayed dense, and biases that were zero are gone.
-        stack = target.tensors.get(expert.name) if expert else None
-        info = stack or target.tensors.get(name, source.tensors[name])
-        dtypes[name] = info.dtype
+        names = [expert.name, name] if expert else [name]
+        found = [target.tensors[n] for n in names if n in target.tensors]
+        dtypes[name] = [*found, source.tensors[name]][0].dtype
     return dtypes
 
 

@@ -1,5 +1,6 @@
 """An MPT checkpoint seen as a Hugging Face model."""
 
+from functools import cached_property
 from typing import Any, Mapping, Optional
 
 import torch
@@ -23,6 +24,7 @@ from foundry_upcycle.checkpoints.huggingface.names import (
 from foundry_upcycle.checkpoints.huggingface.to_huggingface import (
     to_huggingface,
 )
+from foundry_upcycle.checkpoints.narrowing import Narrowing
 from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.errors import CheckpointError
 
@@ -59,7 +61,6 @@ class ExportedCheckpoint(Checkpoint):
     ):
         require_mpt(source)
         self.path = source.path
-        self.narrowing = source.narrowing
         self.model_config = source.model_config
         self._source = source
         mpt_config = nest(source.model_config)
@@ -78,6 +79,10 @@ class ExportedCheckpoint(Checkpoint):
         for name, shape in zero_shapes(mpt_config, chosen).items():
             self.tensors[name] = TensorInfo(shape, dtype)
         self.config['torch_dtype'] = dtype_name(dtype)
+
+    @cached_property
+    def narrowing(self) -> Narrowing:
+        return self._source.narrowing
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         shape, dtype = self.tensors[name]

@@ -114,7 +114,7 @@ class _Archive:
 
     def __init__(self, file: IO[bytes], start: int, stop: int):
         self._start = start
-        self._stream = _Window(file, start, stop)
+        self._stream: Any = _Window(file, start, stop)
         with zipfile.ZipFile(self._stream) as directory:
             infos = directory.infolist()
             end = directory.start_dir

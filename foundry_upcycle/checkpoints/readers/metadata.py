@@ -239,7 +239,7 @@ def _is_tiled(shape: tuple[int, ...], chunks: list[Chunk]) -> bool:
     if len(shape) > _MOST_DIMS:
         return False
     corners: Counter[tuple[int, ...]] = Counter()
-    boxes = [((0, ) * len(shape), shape, -1)]
+    boxes: Any = [((0, ) * len(shape), shape, -1)]
     boxes += [(chunk.offsets, chunk.sizes, 1) for chunk in chunks]
     for offsets, sizes, count in boxes:
         if not len(offsets) == len(sizes) == len(shape):
