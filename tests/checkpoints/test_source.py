@@ -1,6 +1,7 @@
 """Files that change, that may not be read, and that are not what they seem."""
 
 import errno
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.source import SourceFiles
+from foundry_upcycle.conversion.manifest import hash_files
 from foundry_upcycle.errors import CheckpointError
 
 
@@ -67,6 +69,20 @@ def test_what_replaces_a_source_is_not_read(
             checkpoint.read(second, 0, 0, 2)
     with pytest.raises(CheckpointError, match='changed while it was read'):
         checkpoint.files.check()
+
+
+def test_a_link_that_a_run_sets_anew_is_what_it_was(tmp_path):
+    for seed in (0, 1):
+        save_pt(tmp_path / f'ba{seed}.pt', seed)
+    link = tmp_path / 'latest-rank0.pt'
+    link.symlink_to('ba0.pt')
+    checkpoint = open_checkpoint(str(link))
+    link.unlink()
+    link.symlink_to('ba1.pt')
+    expected = torch.load(tmp_path / 'ba0.pt')['state']['model']['b']
+    assert torch.equal(checkpoint.read('b', 0, 0, 64), expected)
+    digest = hashlib.sha256((tmp_path / 'ba0.pt').read_bytes()).hexdigest()
+    assert hash_files(checkpoint.files) == {'ba0.pt': digest}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Reads a Composer ``.pt`` file."""
 
+import os
 import weakref
-from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import torch
@@ -43,8 +43,10 @@ class MonolithicReader(StoredCheckpoint):
 
     def __init__(self, path: str):
         self.path = path
-        self.files = SourceFiles(Path(path).parent)
-        self._name = Path(path).name
+        # Of a link, such as latest-rank0.pt, which a run sets anew: what it
+        # points to now.
+        folder, self._name = os.path.split(os.path.realpath(path))
+        self.files = SourceFiles(folder)
         self._file = self.files.open(self._name)
         weakref.finalize(self, self._file.close)
         content = self._load()
