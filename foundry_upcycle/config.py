@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal, Mapping, Optional, Sequence
+from typing import Any, Literal, Mapping, Optional, Sequence, TypeGuard
 
 from foundry_upcycle.errors import ConfigError
 
@@ -18,7 +18,7 @@ __all__ = [
 FileFormat = Literal['pt', 'dcp', 'safetensors']
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Whether it is an int; True is one to Python, and none here."""
     return isinstance(value, int) and not isinstance(value, bool)
 

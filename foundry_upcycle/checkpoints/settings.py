@@ -91,7 +91,7 @@ def require_mpt(checkpoint: Checkpoint) -> dict[str, Any]:
             f'it is a Composer checkpoint of a {kind}, not of an MPT.',
             'save that model as a Hugging Face folder, and import it.',
         )
-    n_layers = checkpoint.model_config.get('n_layers')
+    n_layers: Any = checkpoint.model_config.get('n_layers')
     # Before that many are built.
     if is_number(n_layers) and n_layers > len(checkpoint.tensors):
         raise CheckpointError(

@@ -127,7 +127,9 @@ def _seeds(base: BaseYaml, seed: int) -> dict[str, Any]:
 
 def _start(base: BaseYaml, checkpoint: str) -> dict[str, Any]:
     if base.is_upcycling:
-        settings = {'callbacks.sparse_upcycling.source_path': checkpoint}
+        settings: dict[str, Any] = {
+            'callbacks.sparse_upcycling.source_path': checkpoint,
+        }
         content: Any = OmegaConf.to_container(base.config)
         if content.get('load_path') is not None:
             # The callback refuses to act on a model that was loaded.
