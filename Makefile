@@ -111,7 +111,7 @@ test-dist: install
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not vllm'
 
-# Some 20 minutes; FUZZ_CASES=1000 for a few seconds of each.
+# An hour or more; with FUZZ_CASES=3000, some minutes.
 test-fuzz: install
 	$(BIN)/python -m pytest -m fuzz --durations=0
 
