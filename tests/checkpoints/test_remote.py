@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +18,14 @@ from composer.utils.object_store import LibcloudObjectStore
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.remote import local_checkpoint
 from foundry_upcycle.errors import CheckpointError
+
+# What a download that is killed has begun with.
+KILLED = """
+import os, signal
+from foundry_upcycle.files import scratch_folder
+with scratch_folder('upcycling-'):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture
@@ -87,38 +97,25 @@ def test_downloads_of_killed_runs_are_removed(
     temporary = tmp_path / 'temporary'
     temporary.mkdir()
     monkeypatch.setattr(tempfile, 'tempdir', str(temporary))
-    child = os.fork()
-    if child == 0:
-        with local_checkpoint('disk://bucket/dense.pt'):
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+    monkeypatch.setenv('TMPDIR', str(temporary))
+    killed = subprocess.run([sys.executable, '-c', KILLED], check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert len(os.listdir(temporary)) == 1
     with local_checkpoint('disk://bucket/dense.pt') as path:
         assert len(os.listdir(temporary)) == 1 and os.path.exists(path)
     assert os.listdir(temporary) == []
 
 
-def test_no_room_for_a_download(
-    bucket: Path,
-    weights,
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_no_room_for_a_download(bucket: Path, weights):
     torch.save({'state': {'model': weights}}, bucket / 'dense.pt')
-
-    def write() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
         with pytest.raises(CheckpointError, match='set TMPDIR to a folder wi'):
             with local_checkpoint('disk://bucket/dense.pt'):
                 raise AssertionError
-
-    child = os.fork()
-    if child == 0:
-        try:
-            write()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_missing_object(bucket: Path):
