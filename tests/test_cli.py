@@ -371,7 +371,8 @@ def test_study_from_plan_to_report(tmp_path, monkeypatch):
     for each in grid.runs:
         assert (tmp_path / 'results' / 'yamls' / f'{each.name}.yaml').exists()
     text, _ = run('study', 'run', path, '--dry-run')
-    assert text.startswith('env --unset=') and ' composer train.py ' in text
+    assert text.startswith('flock --shared ')
+    assert ' env --unset=' in text and ' composer train.py ' in text
     text, _ = run('study', 'status', path)
     assert '0 of 4 tasks, 0% of the training FLOPs' in text
     _, error = run('study', 'run', path, code=1)
