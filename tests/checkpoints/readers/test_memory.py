@@ -22,13 +22,13 @@ PROGRAM = '''
 import resource, shutil, sys
 from pathlib import Path
 import torch
-from foundry_upcycle.checkpoints.base import TensorInfo
+from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
 from foundry_upcycle.checkpoints.writers.safetensors import write_safetensors
 from foundry_upcycle.checkpoints.writers.sharded import write_sharded
 
-class Random:
+class Random(Checkpoint):
     """Rows of 64 KiB, one MiB a block."""
     path, model_config = 'random', {}
 
@@ -36,9 +36,12 @@ class Random:
         info = TensorInfo((n_rows, 2**14), torch.float32)
         self.tensors = {f'w{i}': info for i in range(4)}
 
+    def read(self, name, dim, start, stop):
+        return torch.rand(stop - start, 2**14)
+
     def rows(self, name, start, stop):
         for first in range(start, stop, 16):
-            yield torch.rand(min(16, stop - first), 2**14)
+            yield self.read(name, 0, first, min(first + 16, stop))
 
 def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

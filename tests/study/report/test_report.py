@@ -680,7 +680,7 @@ def test_too_little_is_refused(tmp_path: Path, gone: str, what: str):
 
 
 def test_bad_serving_results_are_refused_before_anything(tmp_path: Path):
-    with pytest.raises(ConfigError, match="serving=.*it can't be read"):
+    with pytest.raises(ConfigError, match='serving=.*there is no such file'):
         write_report(
             plain_study(tmp_path),
             tmp_path / 'out',
