@@ -21,8 +21,8 @@ class _Repr(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        # Room for a setting of each layer, and no more than 40^3 values.
-        self.maxlevel = 3
+        # Room for a setting of each layer, and no more than 40^4 values.
+        self.maxlevel = 4
         self.maxlist = self.maxtuple = self.maxdict = self.maxset = 40
         self.maxstring = self.maxother = self.maxlong = _MOST_OF_VALUE
 
