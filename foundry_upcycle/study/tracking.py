@@ -12,15 +12,20 @@ from typing import (
     Protocol,
     Sequence,
 )
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from foundry_upcycle.documents import read_yaml
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.files import write_whole
 
 __all__ = ['Tracking']
 
 # The tag by which Composer finds the run that it resumes.
 _NAME = 'run_name'
+# What an experiment or a run is, in its folder.
+_ABOUT = 'meta.yaml'
 
 
 class Tracking:
@@ -94,8 +99,8 @@ class Tracking:
     def _all_runs(self) -> Mapping[str, Sequence['_LoggedRun']]:
         if self._runs is None:
             runs = defaultdict(list)
-            for tags, run in self._store.runs(self._experiment):
-                runs[tags.get(_NAME, '')].append(run)
+            for name, run in self._store.runs(self._experiment):
+                runs[name].append(run)
             self._runs = runs
         return self._runs
 
@@ -115,12 +120,11 @@ class Tracking:
 
 def _is_folder(uri: str) -> bool:
     """Whether it is one, which can be read without MLflow's search."""
-    # They take seconds to import.
-    from mlflow.store.tracking.file_store import FileStore
-    from mlflow.utils.uri import is_local_uri
-
-    # Not of MLflow's interface, so that another version may be without it.
-    return is_local_uri(uri) and hasattr(FileStore, '_list_run_infos')
+    parts = urlsplit(uri)
+    if parts.scheme == 'file':
+        return parts.netloc in ('', 'localhost')
+    # That one word is MLflow's name of a server.
+    return not parts.scheme and uri != 'databricks'
 
 
 def _once_each(logged_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +155,8 @@ class _LoggedRun(Protocol):
         ...
 
 
-_Runs = Iterator[tuple[Mapping[str, str], _LoggedRun]]
+# Of an experiment, with their names.
+_Runs = Iterator[tuple[str, _LoggedRun]]
 
 
 class _Server:
@@ -166,7 +171,7 @@ class _Server:
         self._client = MlflowClient(uri)
 
     def runs(self, experiment: str) -> _Runs:
-        """Tags and metrics of an experiment's runs, the latest run first."""
+        """An experiment's runs, the latest first."""
         found = self._client.get_experiment_by_name(experiment)
         if found is None:
             return
@@ -177,7 +182,8 @@ class _Server:
                 page_token=token,
             )
             for run in page:
-                yield run.data.tags, _ServedRun(self._client, run)
+                name = run.data.tags.get(_NAME, '')
+                yield name, _ServedRun(self._client, run)
             token, is_first = page.token, False
 
 
@@ -199,48 +205,57 @@ class _ServedRun:
 class _Folder:
     """A folder of runs, each a folder with a file for each metric.
 
-    MLflow's search parses all values of all runs, and each look at a metric
-    lists all files of the run: minutes, of a study with long runs.
+    MLflow takes seconds to import, its search parses all values of all runs,
+    and each look at a metric lists all files of the run: minutes, of a study
+    with long runs.
 
     Args:
         uri: Where it is.
     """
 
     def __init__(self, uri: str):
-        from mlflow.store.tracking.file_store import FileStore
-        self._store = FileStore(uri)
+        parts = urlsplit(uri)
+        self._root = Path(unquote(parts.path) if parts.scheme else uri)
+        # As MLflow does: one that is gone later can't be read.
+        self._root.mkdir(parents=True, exist_ok=True)
 
     def runs(self, experiment: str) -> _Runs:
-        """Tags and metrics of an experiment's runs, the latest run first."""
-        from mlflow.entities import ViewType
-        found = self._store.get_experiment_by_name(experiment)
-        if found is None:
-            return
-        infos = self._store._list_run_infos(
-            found.experiment_id,
-            ViewType.ACTIVE_ONLY,
-        )
+        """An experiment's runs, the latest first."""
+        found = {
+            folder: about
+            for place, about in _described(self._root)
+            if about.get('name') == experiment
+            for folder, about in _described(place)
+        }
         # As MLflow's search orders them.
-        for info in sorted(infos, key=lambda i: (-i.start_time, i.run_id)):
-            tags = self._store.get_all_tags(info.run_id)
-            yield {
-                tag.key: tag.value
-                for tag in tags
-            }, _RunFolder(
-                self._store,
-                found.experiment_id,
-                info.run_id,
-            )
+        for folder in sorted(found, key=lambda path: _order(found[path])):
+            run = _RunFolder(folder)
+            yield run.name, run
+
+
+def _described(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Folders below that MLflow wrote and nobody deleted; what they are."""
+    for place in root.iterdir():
+        if (place / _ABOUT).is_file():
+            about = read_yaml(place / _ABOUT) or {}  # It is being written.
+            if about.get('lifecycle_stage') == 'active':
+                yield place, about
+
+
+def _order(run: Mapping[str, Any]) -> tuple[int, str]:
+    return -run['start_time'], run['run_id']
 
 
 class _RunFolder:
 
-    def __init__(self, store: Any, experiment_id: str, run_id: str):
-        self._store = store
-        self._id = run_id
-        folder = Path(store.root_directory, experiment_id, run_id)
+    def __init__(self, folder: Path):
+        self._name = folder / 'tags' / _NAME
         self._metrics = folder / 'metrics'
         self._keys: Optional[Collection[str]] = None
+
+    @property
+    def name(self) -> str:
+        return self._name.read_text() if self._name.exists() else ''
 
     @property
     def keys(self) -> Collection[str]:
@@ -259,5 +274,4 @@ class _RunFolder:
         return np.loadtxt(whole, ndmin=2) if whole else np.empty((0, 3))
 
     def rename(self, name: str) -> None:
-        from mlflow.entities import RunTag
-        self._store.set_tag(self._id, RunTag(_NAME, name))
+        write_whole(self._name, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from small_study import (
     LOSS,
     leave_answers,
@@ -164,6 +165,31 @@ def test_a_folder_is_read_as_mlflow_reads_it(grid: Grid, monkeypatch):
                     strict=True,
             ):
                 np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize('uri', ['{}/my #1 runs', 'file://{}/my%20runs'])
+def test_folders_that_mlflow_finds(tmp_path: Path, uri: str):
+    grid = small_grid(tmp_path, tracking_uri=uri.format(tmp_path))
+    leave_training(grid, grid[DENSE])
+    assert Measured(grid).is_trained(grid[DENSE])
+
+
+def test_what_was_deleted_in_mlflow_is_gone(grid: Grid):
+    leave_training(grid, grid[DENSE])
+    leave_training(grid, grid[SWEEP[0]])
+    client = MlflowClient(grid.study.tracking_uri)
+    experiment = client.get_experiment_by_name(grid.study.name)
+    (run, ) = client.search_runs(
+        [experiment.experiment_id],
+        f"tags.run_name = '{DENSE}'",
+    )
+    client.delete_run(run.info.run_id)
+    measured = Measured(grid)
+    assert not measured.is_trained(grid[DENSE])
+    assert measured.is_trained(grid[SWEEP[0]])
+    client.delete_experiment(experiment.experiment_id)
+    measured.refresh()
+    assert not measured.is_trained(grid[SWEEP[0]])
 
 
 def test_a_first_value_that_is_being_written(grid: Grid):

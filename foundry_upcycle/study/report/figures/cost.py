@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from foundry_upcycle.gauntlet.figure import literal
+from foundry_upcycle.gauntlet.figure import legend_above, literal
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.report.figures.look import (
     DENSE,
@@ -178,9 +178,4 @@ def _legend(figure: Figure, scene: Scene, has_starts: bool) -> None:
                 label='dense start',
             ),
         )
-    figure.legend(
-        handles=handles,
-        loc='outside upper center',
-        ncols=min(3, len(handles)),
-        frameon=False,
-    )
+    legend_above(figure, handles, most_columns=3)

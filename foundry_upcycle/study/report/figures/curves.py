@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foundry_upcycle.gauntlet.figure import legend_above
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.report.figures.look import Drawing, Scene, tidy
 from foundry_upcycle.study.results import RunResult
@@ -42,12 +43,7 @@ def draw_curves(scene: Scene) -> Optional[Drawing]:
         axes.remove()
     for axes, duration in zip(grid.flat, durations):
         _plot(axes, scene, duration)
-    figure.legend(
-        handles=scene.look.arm_handles(scene.model.arms),
-        loc='outside upper center',
-        ncols=min(4, len(scene.model.arms)),
-        frameon=False,
-    )
+    legend_above(figure, scene.look.arm_handles(scene.model.arms))
     return Drawing(
         f'curves_{scene.model.name}',
         f'{scene.model.name}: training loss against FLOPs',

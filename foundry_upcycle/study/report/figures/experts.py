@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from foundry_upcycle.gauntlet.figure import COLORS, MARKERS
+from foundry_upcycle.gauntlet.figure import COLORS, MARKERS, legend_above
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.report.figures.look import Drawing, Scene, tidy
 from foundry_upcycle.study.results import ExpertLoad, RunResult
@@ -93,11 +93,7 @@ def _plot_busiest(figure: Figure, axes: Axes, load: ExpertLoad) -> None:
     axes.set_ylim(bottom=0, top=1.1 * max(busiest_SL.max(), even))
     tidy(axes)
     if by_color:
-        figure.legend(
-            loc='outside upper center',
-            ncols=min(n_layers + 1, 7),
-            frameon=False,
-        )
+        legend_above(figure, axes.get_lines(), most_columns=7)
     else:
         figure.colorbar(
             ScalarMappable(scale, shades),

@@ -7,6 +7,7 @@ from typing import Any, Iterable, Mapping, Optional, Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from foundry_upcycle.gauntlet.figure import COLORS, MARKERS
@@ -162,9 +163,12 @@ def render(figure: Figure, file_format: str) -> bytes:
     """A figure as a file, the same bytes whenever it is drawn.
 
     Args:
-        figure: To write.
+        figure: To write; it keeps its layout from then on.
         file_format: ``png`` or ``svg``.
     """
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine('none')
     file = io.BytesIO()
     # Ids in an SVG are random, and the date is written, unless told.
     nothing = {'Date': None} if file_format == 'svg' else {'Software': None}

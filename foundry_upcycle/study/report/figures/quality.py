@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from foundry_upcycle.gauntlet.figure import literal
+from foundry_upcycle.gauntlet.figure import legend_above, literal
 from foundry_upcycle.gauntlet.scores import relative_change
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.paper import PaperDuration, paper_durations
@@ -301,12 +301,7 @@ def _legend(
         handles.append(
             Line2D([], [], color='black', marker='o', label='paper', **BEHIND),
         )
-    figure.legend(
-        handles=handles,
-        loc='outside upper center',
-        ncols=min(4, len(handles)),
-        frameon=False,
-    )
+    legend_above(figure, handles)
 
 
 def _caption(scene: Scene, durations: Sequence[str]) -> str:
