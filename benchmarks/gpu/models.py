@@ -1,0 +1,192 @@
+"""The small models of part 1, and how Composer trains them."""
+
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from composer import Trainer
+from composer.core import get_precision_context
+from composer.loggers import InMemoryLogger
+from composer.models import ComposerModel
+from composer.optim import DecoupledSGDW
+from composer.utils import dist, get_device
+from llmfoundry.utils.builders import build_callback, build_composer_model
+from llmfoundry.utils.config_utils import process_init_device
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+__all__ = [
+    'SEQ',
+    'VOCAB',
+    'Run',
+    'dense_config',
+    'logits_of',
+    'moe_config',
+    'new_model',
+    'save_model',
+]
+
+VOCAB = 512
+SEQ = 64
+_BATCH = 4
+
+
+def dense_config(**changes: Any) -> dict[str, Any]:
+    """A dense model's section ``model``; ``changes`` replace its keys."""
+    return {
+        'name': 'mpt_causal_lm',
+        'd_model': 128,
+        'n_heads': 4,
+        'n_layers': 2,
+        'max_seq_len': SEQ,
+        'vocab_size': VOCAB,
+        'no_bias': True,
+        'tie_word_embeddings': False,
+        'norm_type': 'rmsnorm',
+        'learned_pos_emb': False,
+        'loss_fn': 'torch_crossentropy',
+        'attn_config': {
+            'attn_type': 'grouped_query_attention',
+            'attn_impl': 'torch',
+            'kv_n_heads': 2,
+            'rope': True,
+            'rope_impl': 'hf',
+        },
+        'ffn_config': {
+            'ffn_type': 'mptglu',
+            'ffn_hidden_size': 192,
+            'ffn_act_fn': {
+                'name': 'silu'
+            },
+        },
+        **changes,
+    }
+
+
+def moe_config(**changes: Any) -> dict[str, Any]:
+    """The dense model's, with 8 experts."""
+    config = dense_config(**{'name': 'upcycled_mpt', **changes})
+    config['ffn_config'].update(ffn_type='upcycled_dmoe', moe_num_experts=8)
+    return config
+
+
+def new_model(
+    config: dict[str, Any],
+    fsdp: Optional[dict[str, Any]] = None,
+) -> ComposerModel:
+    """Always of the same weights."""
+    torch.manual_seed(0)
+    context = process_init_device(config, fsdp)
+    return build_composer_model(
+        config.pop('name'),
+        config,
+        tokenizer=None,
+        init_context=context,
+    )
+
+
+def save_model(model: ComposerModel, path: Path) -> None:
+    """Weights and config, as Composer's ``save_weights_only`` keeps them."""
+    integrations = {'huggingface': model.get_metadata()}
+    state = {'model': model.state_dict(), 'integrations': integrations}
+    torch.save({'state': state}, path)
+
+
+def _tokens(n: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(VOCAB, (n, SEQ), generator=generator)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, precision: str) -> torch.Tensor:
+    """Of some tokens, by a Composer model or one of transformers."""
+    device = next(model.parameters()).device
+    ids = _tokens(_BATCH).to(device)
+    model.eval()
+    with get_precision_context(precision):
+        if isinstance(model, ComposerModel):
+            logits = model({'input_ids': ids, 'labels': ids}).logits
+        else:
+            logits = model(ids).logits
+    return logits.float()
+
+
+class Run:
+    """A training of the mixture, upcycled when it starts.
+
+    Plain SGD with momentum: what rounding does to a gradient stays as small
+    in the weights, where Lion's sign would make it a whole step.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+        source: The dense checkpoint.
+        precision: Composer's.
+        fsdp: Whether FSDP2 wraps the model.
+        ddp: Whether DDP does.
+        init_device: Of the model.
+        monitored: Whether ``router_monitor`` logs, too.
+        settings: Of the trainer.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        source: Path,
+        precision: str = 'fp32',
+        fsdp: bool = False,
+        ddp: bool = False,
+        init_device: str = 'cpu',
+        monitored: bool = False,
+        **settings: Any,
+    ):
+        composer_device = get_device('gpu' if device == 'cuda' else 'cpu')
+        dist.initialize_dist(composer_device)
+        fsdp_config = {'state_dict_type': 'sharded'} if fsdp else None
+        model = new_model(moe_config(init_device=init_device), fsdp_config)
+        callbacks = [
+            build_callback('sparse_upcycling', {'source_path': str(source)}),
+        ]
+        if monitored:
+            callbacks.append(
+                build_callback('router_monitor', {'interval': '1ba'}),
+            )
+        self.log = InMemoryLogger()
+        ids = _tokens(20 * _BATCH)
+        self.trainer = Trainer(
+            model=model,
+            train_dataloader=DataLoader(
+                [{
+                    'input_ids': row,
+                    'labels': row
+                } for row in ids],
+                batch_size=_BATCH,
+            ),
+            max_duration='20ba',
+            optimizers=DecoupledSGDW(model.parameters(), lr=0.1, momentum=0.9),
+            precision=precision,
+            device=composer_device,
+            progress_bar=False,
+            callbacks=callbacks,
+            loggers=[self.log],
+            parallelism_config={'fsdp': fsdp_config} if fsdp else None,
+            **settings,
+        )
+        if ddp:
+            state = self.trainer.state
+            state.model = DistributedDataParallel(state.model)
+
+    def train(self, steps: int) -> dict[str, list[float]]:
+        """Up to a step; returns what was logged of losses and routers."""
+        done = self.trainer.state.timestamp.batch.value
+        self.trainer.fit(duration=f'{steps - done}ba')
+        self.close()
+        return {
+            name: [float(value)
+                   for _, value in values]
+            for name, values in self.log.data.items()
+            if name.startswith(('loss/train/', 'router/mean/'))
+        }
+
+    def close(self) -> None:
+        self.trainer.close()

@@ -1,0 +1,95 @@
+"""Runs the cases of one part, and says of each what came of it.
+
+    python -m benchmarks.gpu.worker MODULE DEVICE FOLDER SECONDS [DONE ...]
+
+A line of its output that starts with ``MARK`` is JSON for the parent, which
+starts another worker, told what is DONE, if this one dies: a case may end its
+process, never the part. Cases share a process because imports take longest.
+"""
+
+import gc
+import importlib
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable
+
+from foundry_upcycle.errors import ConfigError
+
+__all__ = ['MARK', 'Case', 'main']
+
+MARK = '@pack '
+_MOST_OF_ERROR = 300
+
+# Returns what was measured, by name.
+Case = Callable[[], dict[str, Any]]
+
+
+def main(
+    module: str,
+    device: str,
+    folder: str,
+    seconds: str,
+    *done: str,
+) -> None:
+    """See the module's docstring.
+
+    Args:
+        module: The part. Its ``cases(device, folder)`` are run in order.
+        device: ``cuda`` or ``cpu``.
+        folder: For files of the cases.
+        seconds: After which no further case starts.
+        done: Cases to pass over.
+    """
+    end = time.monotonic() + float(seconds)
+    part = importlib.import_module(module)
+    cases: dict[str, Case] = part.cases(device, Path(folder))
+    _tell(cases=[*cases])
+    for name, run in cases.items():
+        if name in done:
+            continue
+        if time.monotonic() > end:
+            _tell(name=name, left_out="the part's time was up")
+            continue
+        _tell(started=name)
+        start = time.perf_counter()
+        outcome, is_over = _outcome(run)
+        seconds_taken = round(time.perf_counter() - start, 1)
+        _tell(name=name, seconds=seconds_taken, **outcome)
+        if is_over:
+            sys.exit(1)
+
+
+def _outcome(run: Case) -> tuple[dict[str, Any], bool]:
+    """What a case measured, or its error; whether the process is spoilt."""
+    import torch
+
+    try:
+        return run(), False
+    except ConfigError as error:
+        return {'left_out': _line(error)}, False
+    except torch.OutOfMemoryError as error:
+        return {'error': f'out of memory: {_line(error)}'}, False
+    except Exception as error:
+        traceback.print_exc()
+        # After an error of a kernel, every call of CUDA fails.
+        outcome = {'error': f'{type(error).__name__}: {_line(error)}'}
+        return outcome, 'CUDA error' in str(error)
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _line(error: BaseException) -> str:
+    return ' '.join(str(error).split())[:_MOST_OF_ERROR]
+
+
+def _tell(**what: Any) -> None:
+    print(f'\n{MARK}{json.dumps(what)}', flush=True)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,145 @@
+"""``benchmarks/gpu`` on a CPU, at tiny size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import correctness, layer, worker
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.machine import require_device
+from benchmarks.gpu.report import report
+from benchmarks.gpu.runner import PARTS, run_part
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.models.experts import BACKENDS
+
+ROOT = Path(__file__).parents[3]
+MACHINE = {'device': 'cpu'}
+
+
+def test_every_ending_of_a_case_is_kept(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT}:{Path(__file__).parent}')
+    kept: list[list[dict[str, Any]]] = []
+    run_part('dying_part', 60, 'cpu', tmp_path, kept.append, lambda _: None)
+    assert [len(records) for records in kept] == [1, 2, 3, 4, 5, 6]
+    found = {each['name']: each for each in kept[-1]}
+    assert found['works']['value'] == 1
+    assert 'this torch lacks it' in found['refuses']['left_out']
+    assert found['fails']['error'] == 'ValueError: two lines'
+    assert 'out of memory: Tried' in found['takes all memory']['error']
+    for part in ('exit status 139', 'Segmentation fault'):
+        assert part in found['dies']['error']
+    assert found['works after']['value'] == 2
+
+
+def test_no_case_starts_after_the_parts_time(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    worker.main('dying_part', 'cpu', str(tmp_path), '-1')
+    told = [
+        json.loads(line.removeprefix(worker.MARK))
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith(worker.MARK)
+    ]
+    assert told[1:] == [{
+        'name': name,
+        'left_out': "the part's time was up",
+    } for name in told[0]['cases']]
+
+
+def test_unknown_parts_are_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert main(['speed', '--device=cpu', f'--out={tmp_path}/out']) == 2
+    message = capsys.readouterr().err
+    assert "PART='speed'" in message and 'correctness' in message
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_machine_without_gpu_is_refused():
+    with pytest.raises(ConfigError, match='finds no GPU.* --device cpu'):
+        require_device('cuda')
+
+
+def test_cards_without_bfloat16_are_refused(monkeypatch: pytest.MonkeyPatch):
+    for name, value in (
+        ('is_available', True),
+        ('get_device_capability', (7, 5)),
+        ('get_device_name', 'Tesla T4'),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    with pytest.raises(ConfigError, match='T4 has compute capability 7.5'):
+        require_device('cuda')
+
+
+def test_a_layer_is_right_or_found_out(monkeypatch: pytest.MonkeyPatch):
+    right = correctness._layer('grouped', 'cpu')
+    assert 'error' not in right
+    compute = BACKENDS['grouped']
+    monkeypatch.setitem(
+        BACKENDS,
+        'grouped',
+        lambda *args: compute(*args) * 1.001,
+    )
+    wrong = correctness._layer('grouped', 'cpu')
+    assert 'fp32 output 1.0e-03' in wrong['error']
+    text = report({
+        'machine': MACHINE,
+        'parts': {
+            'correctness': [{
+                'name': 'layer',
+                **wrong,
+            }],
+        },
+    })
+    assert '| layer | fp32 output | 1.0e-03 | 2.0e-05 | NO |' in text
+
+
+def test_the_layers_table_has_every_implementation(tmp_path: Path):
+    ((name, case), ) = layer.cases('cpu', tmp_path).items()
+    record = {'name': name, **case()}
+    for samples in record['passes'].values():
+        assert {f'upcycled_dmoe {each}'
+                for each in BACKENDS} <= (
+                    samples.keys() | record['missing'].keys()
+                )
+        for sample in samples.values():
+            assert len(sample['seconds']) == 2 and min(sample['seconds']) > 0
+        # 6 T K D F.
+        assert samples['dense GLU']['of_dense'] == (1, 1, 1)
+    assert record['passes']['forward']['dense GLU']['flops'] == (
+        6 * 64 * 2 * 32 * 64
+    )
+    text = report({'machine': MACHINE, 'parts': {'layer': [record]}})
+    for implementation in ('dense GLU', *record['missing']):
+        assert implementation in text
+
+
+@pytest.mark.slow
+def test_whole_pack(tmp_path: Path):
+    done = subprocess.run(
+        [ROOT / 'benchmarks/gpu/run.sh', '--device=cpu', f'--out={tmp_path}'],
+        env={
+            **os.environ, 'PYTHON': sys.executable
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert [*results['parts']] == [*PARTS]
+    assert all(results['parts'].values())
+    assert done.stdout.strip() == (tmp_path / 'report.md').read_text().strip()
