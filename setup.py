@@ -28,6 +28,8 @@ _ENTRY_POINTS = {
         'foundry_upcycle.callbacks.trim_icl_padding:TrimICLPadding',
         'matmul_precision = '
         'foundry_upcycle.callbacks.matmul_precision:MatmulPrecision',
+        'cpu_training = '
+        'foundry_upcycle.callbacks.cpu_training:CPUTraining',
     ],
 }
 
