@@ -8,7 +8,13 @@ import zipfile
 from random import Random
 from typing import Any, Callable
 
-__all__ = ['damage_bytes', 'damage_header', 'damage_json', 'damage_pickle']
+__all__ = [
+    'damage_bytes',
+    'damage_header',
+    'damage_json',
+    'damage_once',
+    'damage_pickle',
+]
 
 # What stands where a number, a name, a list or a mapping was.
 _ODD: tuple[Callable[[], Any], ...] = (
@@ -39,25 +45,31 @@ _ODD: tuple[Callable[[], Any], ...] = (
 
 
 def damage_bytes(data: bytes, random: Random) -> bytes:
-    """One to three flipped bits, cuts, insertions or moves."""
-    changed = bytearray(data)
+    """One to three damages, as ``damage_once`` does."""
     for _ in range(random.randint(1, 3)):
-        kind = random.randint(0, 6)
-        at = random.randint(0, max(0, len(changed) - 1))
-        n = random.choice((1, 2, 4, 8, 64, 1024))
-        if kind <= 1 and changed:
-            changed[at] ^= 1 << random.randint(0, 7)
-        elif kind == 2:
-            changed[at:at + n] = random.randbytes(n)
-        elif kind == 3:
-            del changed[at:]
-        elif kind == 4:
-            changed[at:at] = random.randbytes(n)
-        elif kind == 5:
-            del changed[at:at + n]
-        else:
-            other = random.randint(0, max(0, len(changed) - 1))
-            changed[at:at + n] = changed[other:other + n]
+        data = damage_once(data, random)
+    return data
+
+
+def damage_once(data: bytes, random: Random) -> bytes:
+    """A flipped bit, a cut, an insertion, or bytes of another place."""
+    changed = bytearray(data)
+    kind = random.randint(0, 6)
+    at = random.randint(0, max(0, len(changed) - 1))
+    n = random.choice((1, 2, 4, 8, 64, 1024))
+    if kind <= 1 and changed:
+        changed[at] ^= 1 << random.randint(0, 7)
+    elif kind == 2:
+        changed[at:at + n] = random.randbytes(n)
+    elif kind == 3:
+        del changed[at:]
+    elif kind == 4:
+        changed[at:at] = random.randbytes(n)
+    elif kind == 5:
+        del changed[at:at + n]
+    else:
+        other = random.randint(0, max(0, len(changed) - 1))
+        changed[at:at + n] = changed[other:other + n]
     return bytes(changed)
 
 
