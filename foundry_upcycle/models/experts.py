@@ -4,15 +4,24 @@ Shape suffixes: T tokens, D d_model, F expert hidden, E experts, K top-k,
 S = T * K token-slots.
 """
 
+from functools import partial
 from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import nn
 
+from foundry_upcycle.models.dispatch import (
+    dispatch_by_expert,
+    from_experts,
+    to_experts,
+)
 from foundry_upcycle.models.grouped import (
+    ROW_MULTIPLE,
     compute_dtype,
-    grouped_mm,
-    permute_rows,
+    ffn_at_once,
+    ffn_one_by_one,
+    suits_grouped_mm,
+    traces_grouped_mm,
 )
 from foundry_upcycle.models.router import RouterOutput
 
@@ -68,9 +77,14 @@ class ExpertMLP(nn.Module):
         weight = getattr(self, name)
         return weight.view(self.moe_num_experts, -1, weight.shape[-1])
 
-    def hidden(self, project: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """The hidden layer, given ``project``: weight name to projection."""
-        return self.activation_fn(project('w1'))
+    def weights_EFD(self) -> list[torch.Tensor]:
+        """``w2``, then what a token is projected by, as ``hidden`` takes it."""
+        *ups, w2 = self.weight_names
+        return [self.weight_EFD(name) for name in (w2, *ups)]
+
+    def hidden(self, *projections: torch.Tensor) -> torch.Tensor:
+        """The hidden layer, of what a token's projections are."""
+        return self.activation_fn(projections[0])
 
 
 class ExpertGLU(ExpertMLP):
@@ -81,8 +95,9 @@ class ExpertGLU(ExpertMLP):
 
     weight_names = ('w1', 'v1', 'w2')
 
-    def hidden(self, project: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        return self.activation_fn(project('w1')) * project('v1')
+    def hidden(self, *projections: torch.Tensor) -> torch.Tensor:
+        gate, up = projections
+        return self.activation_fn(gate) * up
 
 
 MLP_TYPES: dict[str, type[ExpertMLP]] = {'glu': ExpertGLU, 'mlp': ExpertMLP}
@@ -93,14 +108,12 @@ def _forward_loop(
     x_TD: torch.Tensor,
     routing: RouterOutput,
 ) -> torch.Tensor:
-    """The definition, expert by expert; what ``grouped`` is tested against."""
+    """The definition, expert by expert; what the others are tested against."""
     out_TD = None
     for expert in range(mlp.moe_num_experts):
         token, slot = torch.where(routing.top_experts_TK == expert)
-        w_FD = {n: mlp.weight_EFD(n)[expert] for n in mlp.weight_names}
-        x = x_TD[token]
-        hidden = mlp.hidden(lambda name, w=w_FD, x=x: x @ w[name].t())
-        y = hidden @ w_FD['w2']
+        w2_FD, *ups_FD = (w_EFD[expert] for w_EFD in mlp.weights_EFD())
+        y = mlp.hidden(*(x_TD[token] @ up_FD.t() for up_FD in ups_FD)) @ w2_FD
         y = y * routing.expert_weights_TK[token, slot, None].to(y.dtype)
         if out_TD is None:
             out_TD = y.new_zeros(x_TD.shape)
@@ -109,38 +122,27 @@ def _forward_loop(
     return out_TD
 
 
-def _forward_grouped(
+def _sorted(
+    ffn: Callable[..., torch.Tensor],
     mlp: ExpertMLP,
     x_TD: torch.Tensor,
     routing: RouterOutput,
 ) -> torch.Tensor:
-    """Sorts token-slots by expert once, then one product per expert."""
-    T, K = routing.top_experts_TK.shape
-    order_S = routing.top_experts_TK.flatten().argsort(stable=True)
-    inverse_S = torch.empty_like(order_S)
-    inverse_S[order_S] = torch.arange(T * K, device=order_S.device)
-    group_sizes = routing.tokens_per_expert_E.tolist()
-
+    """Sorts token-slots by expert once; ``ffn`` computes the sorted rows."""
+    dtype = compute_dtype(x_TD)
+    dispatch = dispatch_by_expert(routing.top_experts_TK)
     # Cast once, and before the rows are copied K times.
-    x_TD = x_TD.to(compute_dtype(x_TD))
-    slots_SD = x_TD.unsqueeze(1).expand(-1, K, -1).reshape(T * K, -1)
-    x_SD = permute_rows(slots_SD, order_S, inverse_S)
-    hidden_SF = mlp.hidden(
-        lambda name: grouped_mm(
-            x_SD,
-            mlp.weight_EFD(name).transpose(1, 2),
-            group_sizes,
-        ),
-    )
-    y_SD = grouped_mm(hidden_SF, mlp.weight_EFD('w2'), group_sizes)
-    y_TKD = permute_rows(y_SD, inverse_S, order_S).view(T, K, -1)
-    weights_TK1 = routing.expert_weights_TK.unsqueeze(-1).to(y_TKD.dtype)
-    return (y_TKD * weights_TK1).sum(dim=1)
+    x_SD = to_experts(x_TD.to(dtype), dispatch)
+    weights_EFD = [w_EFD.to(dtype) for w_EFD in mlp.weights_EFD()]
+    y_SD = ffn(mlp.hidden, x_SD, weights_EFD, routing.tokens_per_expert_E)
+    weights_TK = routing.expert_weights_TK.to(dtype)
+    return from_experts(y_SD, weights_TK, dispatch)
 
 
 BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
     'loop': _forward_loop,
-    'grouped': _forward_grouped,
+    'grouped': partial(_sorted, ffn_one_by_one),
+    'grouped_mm': partial(_sorted, ffn_at_once),
 }
 
 
@@ -153,8 +155,10 @@ class Experts(nn.Module):
         moe_num_experts: Number of experts E.
         mlp_type: A key of ``MLP_TYPES``.
         activation_fn: Elementwise activation.
-        backend: A key of ``BACKENDS``; the choice never changes results
-            beyond rounding.
+        backend: A key of ``BACKENDS``, or ``auto``: ``grouped_mm`` where that
+            is fast (bfloat16 on a GPU of compute capability 8.0 or more, with
+            a torch that has it), ``grouped`` elsewhere. The choice never
+            changes results beyond rounding.
         device: Where the parameters live.
     """
 
@@ -165,11 +169,14 @@ class Experts(nn.Module):
         moe_num_experts: int,
         mlp_type: str,
         activation_fn: _Activation,
-        backend: str = 'grouped',
+        backend: str = 'auto',
         device: Optional[str] = None,
     ):
         super().__init__()
         self.backend = backend
+        self.is_aligned = not (
+            d_model % ROW_MULTIPLE or ffn_hidden_size % ROW_MULTIPLE
+        )
         self.mlp = MLP_TYPES[mlp_type](
             d_model=d_model,
             ffn_hidden_size=ffn_hidden_size,
@@ -183,7 +190,15 @@ class Experts(nn.Module):
         x_TD: torch.Tensor,
         routing: RouterOutput,
     ) -> torch.Tensor:
-        return BACKENDS[self.backend](self.mlp, x_TD, routing)
+        return BACKENDS[self._backend(x_TD)](self.mlp, x_TD, routing)
+
+    def _backend(self, x_TD: torch.Tensor) -> str:
+        if self.backend == 'auto':
+            at_once = self.is_aligned and suits_grouped_mm(x_TD)
+            return 'grouped_mm' if at_once else 'grouped'
+        if self.backend == 'grouped_mm' and not traces_grouped_mm(x_TD):
+            return 'grouped'
+        return self.backend
 
 
 def init_experts(

@@ -12,6 +12,7 @@ from torch import nn
 from foundry_upcycle.config import is_number, is_whole
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.experts import BACKENDS, MLP_TYPES, Experts
+from foundry_upcycle.models.grouped import GROUPED_MM, ROW_MULTIPLE
 from foundry_upcycle.models.router import Router, RouterOutput
 
 __all__ = ['UpcycledDMoE', 'build_upcycled_dmoe']
@@ -61,7 +62,7 @@ class UpcycledDMoE(nn.Module):
         moe_jitter_eps: Optional[float] = None,
         moe_loss_weight: float = 0.0,
         moe_zloss_weight: float = 0.0,
-        backend: str = 'grouped',
+        backend: str = 'auto',
         device: Optional[str] = None,
     ):
         super().__init__()
@@ -154,8 +155,8 @@ def build_upcycled_dmoe(
         moe_loss_weight: Coefficient of the load-balancing loss, which
             ``upcycled_mpt`` adds to the training loss.
         moe_zloss_weight: Coefficient of the router z-loss, likewise.
-        backend: ``grouped``, ``loop`` (the reference) or ``auto``, which is
-            ``grouped``.
+        backend: ``auto``, ``grouped_mm``, ``grouped`` or ``loop`` (the
+            reference); see ``Experts``.
         moe_layers: Indices of the blocks that are mixtures, for
             ``upcycled_mpt`` to read; a layer does not know its own.
         fc_type: Foundry passes it to every FFN; the experts are plain
@@ -186,11 +187,11 @@ def build_upcycled_dmoe(
         ('backend', backend, {'auto', *BACKENDS}),
     ):
         _check(key, name, isinstance(name, str) and name in names, f'{names}')
-    F, order = ffn_hidden_size, moe_normalize_expert_weights
+    hidden, order = ffn_hidden_size, moe_normalize_expert_weights
     _check(
         'ffn_hidden_size',
-        F,
-        F is None or (is_whole(F) and 1 <= F <= _MAX_HIDDEN),
+        hidden,
+        hidden is None or (is_whole(hidden) and 1 <= hidden <= _MAX_HIDDEN),
         f'a number from 1 to {_MAX_HIDDEN}',
     )
     _check(
@@ -225,13 +226,12 @@ def build_upcycled_dmoe(
         jitter is None or (is_number(jitter) and 0 < jitter < 1),
         'null, or a number between 0 and 1',
     )
+    F = resolve_ffn_hidden_size(d_model, expansion_ratio, ffn_hidden_size)
+    if backend == 'grouped_mm':
+        _check_grouped_mm(d_model, F)
     return UpcycledDMoE(
         d_model=d_model,
-        ffn_hidden_size=resolve_ffn_hidden_size(
-            d_model,
-            expansion_ratio,
-            ffn_hidden_size,
-        ),
+        ffn_hidden_size=F,
         moe_num_experts=moe_num_experts,
         moe_top_k=moe_top_k,
         mlp_type=mlp_type,
@@ -240,9 +240,28 @@ def build_upcycled_dmoe(
         moe_jitter_eps=moe_jitter_eps,
         moe_loss_weight=moe_loss_weight,
         moe_zloss_weight=moe_zloss_weight,
-        backend='grouped' if backend == 'auto' else backend,
+        backend=backend,
         device=device,
     )
+
+
+def _check_grouped_mm(d_model: int, ffn_hidden_size: int) -> None:
+    problem = None
+    if GROUPED_MM is None:
+        problem = f'torch {torch.__version__} has no grouped products.'
+    elif d_model % ROW_MULTIPLE or ffn_hidden_size % ROW_MULTIPLE:
+        problem = (
+            f'it takes sizes that are multiples of {ROW_MULTIPLE}, and this '
+            f'layer has d_model={d_model} and ffn_hidden_size='
+            f'{ffn_hidden_size}.'
+        )
+    if problem:
+        raise ConfigError(
+            'model.ffn_config.backend',
+            'grouped_mm',
+            problem,
+            'set it to auto.',
+        )
 
 
 def _activation(

@@ -1,13 +1,33 @@
-"""Matrix products of contiguous groups of rows, one weight matrix a group.
+"""Feed-forward layers of contiguous groups of rows, one a group.
 
-Shape suffixes: S rows sorted by group, E groups, M and N matrix sizes.
+Shape suffixes: S rows sorted by group, E groups, D row size, F hidden size.
 """
 
-from typing import Any, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import torch
+from torch.nn import functional as F
 
-__all__ = ['compute_dtype', 'grouped_mm', 'permute_rows']
+__all__ = [
+    'GROUPED_MM',
+    'ROW_MULTIPLE',
+    'compute_dtype',
+    'ffn_at_once',
+    'ffn_one_by_one',
+    'suits_grouped_mm',
+    'traces_grouped_mm',
+]
+
+Hidden = Callable[..., torch.Tensor]
+
+# Of a grouped product's row sizes: 16 bytes in bfloat16.
+ROW_MULTIPLE = 8
+# torch 2.7 has neither; the private one came first.
+GROUPED_MM: Optional[Callable[..., torch.Tensor]] = getattr(
+    F,
+    'grouped_mm',
+    getattr(torch, '_grouped_mm', None),
+)
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
@@ -18,103 +38,170 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return x.dtype
 
 
-class _PermuteRows(torch.autograd.Function):
+def suits_grouped_mm(x: torch.Tensor) -> bool:
+    """Whether ``ffn_at_once`` is the fast way for these rows."""
+    if GROUPED_MM is None or not x.is_cuda:
+        return False
+    # In other dtypes, torch goes group by group and waits for their sizes.
+    is_fast = compute_dtype(x) == torch.bfloat16
+    return is_fast and torch.cuda.get_device_properties(x.device).major >= 8
+
+
+def traces_grouped_mm(x: torch.Tensor) -> bool:
+    """Whether ``ffn_at_once`` runs now; torch compiles it in bfloat16 only."""
+    is_traced = compute_dtype(x) == torch.bfloat16
+    return is_traced or not torch.compiler.is_compiling()
+
+
+class _OneByOne(torch.autograd.Function):
+    # One group after the other, written in place: autograd of slices and a
+    # concatenation would copy inputs, outputs and every weight gradient. Only
+    # projections are kept for backward, which computes the hidden layer again.
 
     @staticmethod
     def forward(
         ctx: Any,
-        x_SM: torch.Tensor,
-        order_S: torch.Tensor,
-        inverse_S: torch.Tensor,
+        hidden: Hidden,
+        sizes: Sequence[int],
+        x_SD: torch.Tensor,
+        w2_EFD: torch.Tensor,
+        *ups_EFD: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.save_for_backward(inverse_S)
-        return x_SM.index_select(0, order_S)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor):
-        inverse_S, = ctx.saved_tensors
-        return grad_outputs[0].index_select(0, inverse_S), None, None
-
-
-def permute_rows(
-    x_SM: torch.Tensor,
-    order_S: torch.Tensor,
-    inverse_S: torch.Tensor,
-) -> torch.Tensor:
-    """``x_SM[order_S]`` for a permutation.
-
-    Its gradient is a gather by the inverse permutation. Autograd of plain
-    indexing scatters instead, which is slower, and adds in no fixed order on
-    a GPU.
-
-    Args:
-        x_SM: Rows.
-        order_S: A permutation of 0 ... S - 1.
-        inverse_S: Its inverse.
-    """
-    return _PermuteRows.apply(x_SM, order_S, inverse_S)
-
-
-class _GroupedMM(torch.autograd.Function):
-    # One product an expert, written in place: autograd of slices and a
-    # concatenation would copy inputs, outputs and every weight gradient.
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_SM: torch.Tensor,
-        w_EMN: torch.Tensor,
-        group_sizes: tuple[int, ...],
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x_SM, w_EMN)
-        ctx.group_sizes = group_sizes
-        out_SN = x_SM.new_empty(x_SM.shape[0], w_EMN.shape[2])
-        for x, w, out in zip(
-                x_SM.split(group_sizes),
-                w_EMN,
-                out_SN.split(group_sizes),
+        hidden_size = w2_EFD.shape[1]
+        projections_SF = [
+            x_SD.new_empty(len(x_SD), hidden_size) for _ in ups_EFD
+        ]
+        out_SD = torch.empty_like(x_SD)
+        for group, x, out, *projections in _by_group(
+                sizes,
+                x_SD,
+                out_SD,
+                *projections_SF,
         ):
-            torch.mm(x, w, out=out)
-        return out_SN
+            for projection, up_EFD in zip(projections, ups_EFD):
+                torch.mm(x, up_EFD[group].t(), out=projection)
+            torch.mm(hidden(*projections), w2_EFD[group], out=out)
+        ctx.hidden = hidden
+        ctx.sizes = sizes
+        ctx.save_for_backward(x_SD, w2_EFD, *ups_EFD, *projections_SF)
+        return out_SD
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor):
-        x_SM, w_EMN = ctx.saved_tensors
-        grads = grad_outputs[0].contiguous().split(ctx.group_sizes)
-        grad_x_SM = grad_w_EMN = None
-        if ctx.needs_input_grad[0]:
-            grad_x_SM = torch.empty_like(x_SM)
-            for grad, w, out in zip(
-                    grads,
-                    w_EMN,
-                    grad_x_SM.split(ctx.group_sizes),
-            ):
-                torch.mm(grad, w.t(), out=out)
-        if ctx.needs_input_grad[1]:
-            grad_w_EMN = torch.empty_like(w_EMN)
-            for x, grad, out in zip(
-                    x_SM.split(ctx.group_sizes),
-                    grads,
-                    grad_w_EMN,
-            ):
-                torch.mm(x.t(), grad, out=out)
-        return grad_x_SM, grad_w_EMN, None
+        x_SD, *tensors = ctx.saved_tensors
+        n_weights = len(tensors) // 2 + 1
+        weights_EFD, projections_SF = tensors[:n_weights], tensors[n_weights:]
+        grads = [
+            torch.empty_like(tensor) if needed else None
+            for tensor, needed in zip(
+                (x_SD, *weights_EFD),
+                ctx.needs_input_grad[2:],
+            )
+        ]
+        grad_x_SD, *grad_weights = grads
+        for group, grad, x, grad_x, *projections in _by_group(
+                ctx.sizes,
+                grad_outputs[0].contiguous(),
+                x_SD,
+                grad_x_SD,
+                *projections_SF,
+        ):
+            weights = [weight_EFD[group] for weight_EFD in weights_EFD]
+            _backward(
+                ctx.hidden,
+                grad,
+                x,
+                projections,
+                weights,
+                grad_x,
+                [
+                    None if each is None else each[group]
+                    for each in grad_weights
+                ],
+            )
+        return None, None, *grads
 
 
-def grouped_mm(
-    x_SM: torch.Tensor,
-    w_EMN: torch.Tensor,
-    group_sizes: Sequence[int],
+def _by_group(
+    sizes: Sequence[int],
+    *tensors: Optional[torch.Tensor],
+) -> zip:
+    """Each group's index, and its rows of each tensor."""
+    return zip(
+        range(len(sizes)),
+        *([None] * len(sizes) if tensor is None else tensor.split(sizes)
+          for tensor in tensors),
+    )
+
+
+def _backward(
+    hidden: Hidden,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    projections: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    grad_x: Optional[torch.Tensor],
+    grad_weights: Sequence[Optional[torch.Tensor]],
+) -> None:
+    """Writes one group's gradients into ``grad_x`` and ``grad_weights``."""
+    w2, *ups = weights
+    grad_w2, *grad_ups = grad_weights
+    inputs = [each.detach().requires_grad_() for each in projections]
+    with torch.enable_grad():
+        h = hidden(*inputs)
+    if grad_w2 is not None:
+        torch.mm(h.detach().t(), grad, out=grad_w2)
+    grad_projections = torch.autograd.grad(h, inputs, grad @ w2.t())
+    for projection, grad_up in zip(grad_projections, grad_ups):
+        if grad_up is not None:
+            torch.mm(projection.t(), x, out=grad_up)
+    if grad_x is not None:
+        torch.mm(grad_projections[0], ups[0], out=grad_x)
+        for projection, up in zip(grad_projections[1:], ups[1:]):
+            grad_x.addmm_(projection, up)
+
+
+def ffn_one_by_one(
+    hidden: Hidden,
+    x_SD: torch.Tensor,
+    weights_EFD: Sequence[torch.Tensor],
+    sizes_E: torch.Tensor,
 ) -> torch.Tensor:
-    """Multiplies group e of the rows with ``w_EMN[e]``.
+    """``hidden(x @ up.T, ...) @ w2`` of each group's rows and weights.
+
+    The host waits for ``sizes_E``.
 
     Args:
-        x_SM: Rows, group by group.
-        w_EMN: One matrix a group; may be a transposed view.
-        group_sizes: E row counts that sum to S; a count may be 0.
+        hidden: Elementwise, of as many tensors (rows, F) as there are ``up``.
+        x_SD: Rows, group by group.
+        weights_EFD: ``w2``, then each ``up``, in the dtype of the rows.
+        sizes_E: Row counts, int64, that sum to S; a count may be 0.
 
     Returns:
-        Products (S, N), in the ``compute_dtype`` of ``x_SM``.
+        Rows (S, D).
     """
-    dtype = compute_dtype(x_SM)
-    return _GroupedMM.apply(x_SM.to(dtype), w_EMN.to(dtype), tuple(group_sizes))
+    return _OneByOne.apply(hidden, sizes_E.tolist(), x_SD, *weights_EFD)
+
+
+def ffn_at_once(
+    hidden: Hidden,
+    x_SD: torch.Tensor,
+    weights_EFD: Sequence[torch.Tensor],
+    sizes_E: torch.Tensor,
+) -> torch.Tensor:
+    """As ``ffn_one_by_one``, by torch's grouped products, without a wait.
+
+    D and F must be multiples of ``ROW_MULTIPLE``.
+
+    Args: see ``ffn_one_by_one``.
+    """
+    assert GROUPED_MM is not None  # Who builds the layer has looked.
+    w2_EFD, *ups_EFD = weights_EFD
+    ends_E = sizes_E.cumsum(0, dtype=torch.int32)
+    hidden_SF = hidden(
+        *(
+            GROUPED_MM(x_SD, up_EFD.transpose(1, 2), offs=ends_E)
+            for up_EFD in ups_EFD
+        ),
+    )
+    return GROUPED_MM(hidden_SF, w2_EFD, offs=ends_E)

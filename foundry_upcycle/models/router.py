@@ -88,11 +88,13 @@ class Router(nn.Module):
             expert_weights_TK=weights_TK.to(x_TD.dtype),
             top_experts_TK=top_experts_TK,
             logits_TE=logits_TE,
-            tokens_per_expert_E=torch.bincount(
-                top_experts_TK.flatten(),
-                minlength=self.moe_num_experts,
-            ),
+            tokens_per_expert_E=self._count(top_experts_TK.flatten()),
         )
+
+    def _count(self, experts_S: torch.Tensor) -> torch.Tensor:
+        # On a GPU, bincount makes the host wait.
+        counts_E = experts_S.new_zeros(self.moe_num_experts)
+        return counts_E.scatter_add_(0, experts_S, torch.ones_like(experts_S))
 
     def _logits(self, x_TD: torch.Tensor) -> torch.Tensor:
         # Autocast would run the matrix product in bfloat16, where near ties

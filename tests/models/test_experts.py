@@ -12,11 +12,21 @@ from torch.nn import functional as F
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
+from foundry_upcycle.models.dispatch import (
+    dispatch_by_expert,
+    from_experts,
+    to_experts,
+)
 from foundry_upcycle.models.experts import init_experts
 from foundry_upcycle.models.ffn import UpcycledDMoE, build_upcycled_dmoe
-from foundry_upcycle.models.grouped import grouped_mm, permute_rows
+from foundry_upcycle.models.grouped import GROUPED_MM, ffn_one_by_one
 
 D, HIDDEN = 24, 40
+
+needs_grouped_mm = pytest.mark.skipif(
+    GROUPED_MM is None,
+    reason='this torch has no grouped products',
+)
 
 
 def make_layer(
@@ -65,19 +75,27 @@ def assert_close(first: list, second: list, atol: float = 2e-5) -> None:
         torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    'backend',
+    ['grouped', pytest.param('grouped_mm', marks=needs_grouped_mm)],
+)
 @pytest.mark.parametrize('mlp_type', ['glu', 'mlp'])
 @pytest.mark.parametrize('E,K', [(6, 2), (6, 1), (1, 1), (3, 3), (8, 4)])
-def test_grouped_equals_loop(E: int, K: int, mlp_type: str):
+def test_a_backend_equals_loop(E: int, K: int, mlp_type: str, backend: str):
     x = make_tokens(2, 17)
     results = []
-    for backend in ('grouped', 'loop'):
-        layer = make_layer(backend, E, K, mlp_type)
+    for name in (backend, 'loop'):
+        layer = make_layer(name, E, K, mlp_type)
         results.append(run_step(layer, x, list(layer.parameters())))
     assert_close(*results)
 
 
-def test_an_expert_without_tokens_has_gradient_zero():
-    layer = make_layer('grouped', E=8, K=1)
+@pytest.mark.parametrize(
+    'backend',
+    ['grouped', pytest.param('grouped_mm', marks=needs_grouped_mm)],
+)
+def test_an_expert_without_tokens_has_gradient_zero(backend: str):
+    layer = make_layer(backend, E=8, K=1)
     x = make_tokens(3)  # Three tokens leave at least five experts without.
     counts = layer.router(x).tokens_per_expert_E
     layer(x).sum().backward()
@@ -153,27 +171,56 @@ def test_equals_hugging_faces_mixtral_block():
     )
 
 
-def test_grouped_mm_gradients():
-    sizes = [3, 0, 4, 1]
+def test_gradients_of_the_experts_one_by_one():
+    sizes = torch.tensor([3, 0, 4, 1])
     x = torch.randn(8, 5, dtype=torch.double, requires_grad=True)
-    w = torch.randn(4, 5, 6, dtype=torch.double, requires_grad=True)
-    w_t = torch.randn(4, 6, 5, dtype=torch.double, requires_grad=True)
+    weights = [
+        torch.randn(4, 6, 5, dtype=torch.double, requires_grad=True)
+        for _ in range(3)
+    ]
     assert torch.autograd.gradcheck(
-        partial(grouped_mm, group_sizes=sizes), (x, w)
-    )
-    assert torch.autograd.gradcheck(
-        lambda x, w: grouped_mm(x, w.transpose(1, 2), sizes),
-        (x, w_t),
+        lambda x, *weights: ffn_one_by_one(
+            lambda gate, up: F.silu(gate) * up,
+            x,
+            weights,
+            sizes,
+        ),
+        (x, *weights),
     )
 
 
-def test_permute_rows_gradients():
-    order = torch.tensor([2, 0, 3, 1])
-    x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+def test_gradients_of_the_way_to_experts_and_back():
+    dispatch = dispatch_by_expert(torch.tensor([[2, 0], [0, 1], [0, 2]]))
+    x = torch.randn(3, 4, dtype=torch.double, requires_grad=True)
+    y = torch.randn(6, 4, dtype=torch.double, requires_grad=True)
+    weights = torch.rand(3, 2, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(partial(to_experts, dispatch=dispatch), x)
     assert torch.autograd.gradcheck(
-        lambda x: permute_rows(x, order, order.argsort()),
-        (x, ),
+        partial(from_experts, dispatch=dispatch),
+        (y, weights),
     )
+
+
+@pytest.mark.parametrize(
+    'backend',
+    ['grouped', pytest.param('grouped_mm', marks=needs_grouped_mm)],
+)
+def test_a_backend_is_as_exact_as_bfloat16(backend: str):
+    x = make_tokens(64)
+    exact, layer = make_layer('loop').double(), make_layer(backend).bfloat16()
+    # The same routes: nothing is decided by rounding.
+    layer.router.float()
+    layer.router.layer.weight.data.copy_(exact.router.layer.weight)
+    x_16 = x.bfloat16()
+    results = []
+    for each, tokens in ((layer, x_16), (exact, x_16.double())):
+        tokens = tokens.clone().requires_grad_()
+        out = each(tokens)
+        out.sum().backward()
+        results.append((out, tokens.grad, each.experts.mlp.w2.grad))
+    for ours, wanted in zip(*results, strict=True):
+        error = (ours - wanted).norm() / wanted.norm()
+        assert error < 0.01
 
 
 def test_autocast_runs_experts_in_bfloat16_and_the_router_in_float32():

@@ -90,6 +90,11 @@ from foundry_upcycle.models.ffn import build_upcycled_dmoe
         ({
             'backend': ['loop'],
         }, r"backend=\['loop'\]: .*loop"),
+        # Of a torch without it, and of one with it.
+        ({
+            'backend': 'grouped_mm',
+            'ffn_hidden_size': 12,
+        }, "backend='grouped_mm': .*(no grouped products|multiples of 8)"),
         ({
             'moe_jitter_eps': 1.0,
         }, 'moe_jitter_eps=1.0: .*between 0 and 1'),
