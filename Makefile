@@ -13,8 +13,9 @@ export HF_HUB_OFFLINE := 1
 # What a failed step left does not count as done.
 .DELETE_ON_ERROR:
 
-.PHONY: quickstart smollm2 smollm2-serving install install-vllm bench-smoke \
-	test test-dist test-slow test-fuzz test-vllm style checks clean
+.PHONY: quickstart smollm2 smollm2-serving install install-vllm install-next \
+	bench-smoke test test-next test-dist test-slow test-fuzz test-vllm style \
+	checks clean
 
 # The data, then the study: what is done is not done again.
 Q := quickstart$(if $(filter tiny,$(QUICKSTART)),_tiny)
@@ -37,6 +38,13 @@ install: .venv/installed
 install-vllm: .venv-vllm/installed
 
 .venv-vllm/installed: benchmarks/inference/install.sh
+	$<
+
+# A newer torch; `PYTHON=python3.12 TORCH=2.11.0 make install-next` takes others.
+install-next: .venv-next/installed
+
+.venv-next/installed: benchmarks/gpu/install_next.sh setup.py \
+		benchmarks/gpu/given.txt benchmarks/gpu/requirements.txt
 	$<
 
 # The serving harness, all of it, on models that take no time.
@@ -102,8 +110,13 @@ $(S)/prompts.jsonl: $(S)/exported/config.json .venv-vllm/installed
 	.venv-vllm/bin/python benchmarks/inference/tokenize_prompts.py $(<D) 64 \
 		$@ $(wildcard foundry_upcycle/*/*.py)
 
+FAST := -m 'not slow and not vllm and not fuzz' --durations=10
+
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not vllm and not fuzz' --durations=10
+	$(BIN)/python -m pytest $(FAST)
+
+test-next: install-next
+	.venv-next/bin/python -m pytest $(FAST)
 
 test-dist: install
 	$(BIN)/python -m pytest tests/distributed
