@@ -3,7 +3,7 @@
 import statistics
 from typing import Any, Callable, Mapping, Optional, Sequence
 
-from foundry_upcycle.markdown import cells
+from foundry_upcycle.markdown import cells, code
 
 __all__ = ['report']
 
@@ -27,6 +27,20 @@ _NOTES = {
     'the rest of a block, the auxiliary loss, the optimizer (which sees E * F, '
     'not K * F, hidden channels), communication; TFLOP/s count the experts\' '
     'products only.',
+    'training':
+    'Steps of 16 sequences of random tokens in microbatches, by Foundry\'s '
+    'trainer, from the YAMLs of those names; attention and loss by flash-attn '
+    'where it is installed, else by `scaled_dot_product_attention` (`attn_impl: '
+    'torch` by itself is slower) and torch. FLOPs are those of '
+    '`foundry-upcycle flops`: the masked half of attention counts, '
+    'recomputation, balancing loss and optimizer do not. GiB is the most that '
+    'was allocated. Operations are named by what starts their kernels. '
+    'Excluded: more than one GPU, and with it FSDP; start-up, evaluation, '
+    'checkpoints; routers are untrained.',
+    'study':
+    'A small model, overtrained on text of the installed packages, goes on as '
+    'a dense model and as a mixture of 8 experts for the same FLOPs. One seed: '
+    'no intervals over seeds.',
 }
 
 
@@ -130,7 +144,92 @@ def _peak(sample: Record) -> str:
     return '' if peak is None else f'{peak / 2**30:.2f}'
 
 
+def _training(records: Sequence[Record]) -> list[str]:
+    measured = [each for each in records if 'sizes' in each]
+    rows = []
+    for each in measured:
+        fastest = _fastest(each)
+        for size in each['sizes']:
+            best = ' (best)' if size is fastest else ''
+            row = [each['name'], f"{size['microbatch']}{best}"]
+            if 'error' in size:
+                rows.append([*row, size['error'], '', '', ''])
+                continue
+            flops = size['tokens_per_s'] * each['flops_per_token']
+            peak, of = size['peak_bytes'], each['peak_flops']
+            rows.append([
+                *row,
+                f"{size['tokens_per_s']:,.0f}",
+                f'{flops / 1e12:.1f}',
+                f'{flops / of:.3f}' if of else '',
+                '' if peak is None else f'{peak / 2**30:.1f}',
+            ])
+    head = 'run', 'microbatch', 'tokens/s', 'TFLOP/s', 'MFU', 'GiB'
+    lines = _table(head, rows)
+    if any(size.get('peak_bytes')
+           for each in measured
+           for size in each['sizes']):
+        lines += _targets(measured)  # On a CPU they would mean nothing.
+    for each in measured:
+        lines += ['', f"Where a step of {each['name']} goes:", '']
+        lines += _table(
+            ('operation', 'calls', 'ms', 'share'),
+            [(
+                op['name'],
+                op['calls'],
+                f"{op['seconds'] * 1e3:.1f}",
+                f"{op['share']:.3f}",
+            ) for op in each['operations']],
+        )
+    return lines
+
+
+def _fastest(record: Record) -> Record:
+    sizes = [each for each in record['sizes'] if 'tokens_per_s' in each]
+    return max(sizes, key=lambda each: each['tokens_per_s'])
+
+
+def _targets(records: Sequence[Record]) -> list[str]:
+    """FLOP/s of the upcycled 430M over those of what it is to keep up with."""
+    speeds = {
+        each['name']: _fastest(each)['tokens_per_s'] * each['flops_per_token']
+        for each in records
+    }
+    ours = speeds.get('upcycle_430m')
+    lines = []
+    for name, other, least in (
+        ("the dense model's MFU", 'pretrain_430m', 0.8),
+        ("MegaBlocks' speed", 'upcycle_430m, MegaBlocks', 1.0),
+    ):
+        if ours is None or other not in speeds:
+            lines.append(f'- upcycled 430M at {least} of {name}: not measured')
+            continue
+        ratio = ours / speeds[other]
+        word = 'met' if ratio >= least else 'NOT met'
+        lines.append(
+            f'- upcycled 430M at {least} of {name}: {ratio:.2f}, {word}',
+        )
+    return ['', 'Targets:', '', *lines]
+
+
+def _study(records: Sequence[Record]) -> list[str]:
+    lines = _table(
+        ('step', 'seconds'),
+        [(each['name'], each['seconds'])
+         for each in records
+         if 'seconds' in each],
+    )
+    for each in records:
+        if 'verdict' in each:
+            lines += [
+                '', each['verdict'], '', f"All of it: {code(each['report'])}"
+            ]
+    return lines
+
+
 _TABLES: dict[str, Callable[[Sequence[Record]], list[str]]] = {
     'correctness': _correctness,
     'layer': _layer,
+    'training': _training,
+    'study': _study,
 }

@@ -94,9 +94,9 @@ def run_part(
             *part.records,
         ]
         n_before = len(part.records)
+        reason = 'it ended early'
         try:
             run_process(command, log, part.listen, say)
-            return
         except RunFailed as failed:
             reason = _last_line(str(failed))
         if not part.names:

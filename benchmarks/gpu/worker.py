@@ -18,7 +18,7 @@ from typing import Any, Callable
 
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['MARK', 'Case', 'main']
+__all__ = ['MARK', 'Case', 'is_out_of_memory', 'main']
 
 MARK = '@pack '
 _MOST_OF_ERROR = 300
@@ -37,7 +37,8 @@ def main(
     """See the module's docstring.
 
     Args:
-        module: The part. Its ``cases(device, folder)`` are run in order.
+        module: The part. Its ``cases(device, folder)`` are run in order;
+            where it says ``ONE_A_PROCESS``, the first that is not done.
         device: ``cuda`` or ``cpu``.
         folder: For files of the cases.
         seconds: After which no further case starts.
@@ -60,6 +61,8 @@ def main(
         _tell(name=name, seconds=seconds_taken, **outcome)
         if is_over:
             sys.exit(1)
+        if getattr(part, 'ONE_A_PROCESS', False):
+            return
 
 
 def _outcome(run: Case) -> tuple[dict[str, Any], bool]:
@@ -70,10 +73,10 @@ def _outcome(run: Case) -> tuple[dict[str, Any], bool]:
         return run(), False
     except ConfigError as error:
         return {'left_out': _line(error)}, False
-    except torch.OutOfMemoryError as error:
-        return {'error': f'out of memory: {_line(error)}'}, False
     except Exception as error:
         traceback.print_exc()
+        if is_out_of_memory(error):
+            return {'error': f'out of memory: {_line(error)}'}, False
         # After an error of a kernel, every call of CUDA fails.
         outcome = {'error': f'{type(error).__name__}: {_line(error)}'}
         return outcome, 'CUDA error' in str(error)
@@ -81,6 +84,15 @@ def _outcome(run: Case) -> tuple[dict[str, Any], bool]:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory was too small, for torch or a library of it."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in ('out of memory', 'ALLOC_FAILED')
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -5,18 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from benchmarks.gpu import correctness, layer, worker
+from benchmarks.gpu import correctness, layer, training, worker
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.machine import require_device
 from benchmarks.gpu.report import report
 from benchmarks.gpu.runner import PARTS, run_part
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.experts import BACKENDS
+from foundry_upcycle.planning.budget import read_training_budget
 
 ROOT = Path(__file__).parents[3]
 MACHINE = {'device': 'cpu'}
@@ -126,6 +129,66 @@ def test_the_layers_table_has_every_implementation(tmp_path: Path):
     text = report({'machine': MACHINE, 'parts': {'layer': [record]}})
     for implementation in ('dense GLU', *record['missing']):
         assert implementation in text
+
+
+@pytest.mark.parametrize('yaml', ['pretrain_430m', 'upcycle_1b'])
+def test_a_training_keeps_the_yamls_model(tmp_path: Path, yaml: str):
+    config = training._config(yaml, None, 'cuda', tmp_path)
+    OmegaConf.save(config, tmp_path / 'case.yaml')
+    found = read_training_budget(str(tmp_path / 'case.yaml'))
+    of_yaml = read_training_budget(str(ROOT / 'yamls' / f'{yaml}.yaml'))
+    for name in ('n_total_params', 'training_flops_per_token'):
+        assert getattr(found, name) == getattr(of_yaml, name)
+    assert (found.tokens_per_step, found.n_steps) == (16 * 4096, 1)
+    assert config.precision == 'amp_bf16'
+
+
+def test_what_cannot_fit_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        torch.cuda,
+        'get_device_properties',
+        lambda index: SimpleNamespace(total_memory=70 * 2**30),
+    )
+    fits, does_not = (
+        read_training_budget(str(ROOT / 'yamls' / f'{name}.yaml'))
+        for name in ('upcycle_430m', 'upcycle_1b')
+    )
+    training._require_memory(fits, 'cuda')
+    # 6.70B parameters of 12 bytes.
+    with pytest.raises(ConfigError, match='take 75 GiB; this GPU has 70'):
+        training._require_memory(does_not, 'cuda')
+
+
+def test_targets_are_told():
+
+    def record(name: str, speeds: list[float], flops: float) -> dict[str, Any]:
+        sizes = [{
+            'microbatch': 2**index,
+            'tokens_per_s': speed,
+            'peak_bytes': 2**30,
+        } for index, speed in enumerate(speeds)]
+        sizes.append({'microbatch': 99, 'error': 'out of memory'})
+        return {
+            'name': name,
+            'sizes': sizes,
+            'flops_per_token': flops,
+            'peak_flops': 1e12,
+            'operations': [],
+        }
+
+    records = [
+        record('pretrain_430m', [100.0, 200.0], 1e9),
+        record('upcycle_430m', [90.0, 80.0], 2e9),
+    ]
+    text = report({'machine': MACHINE, 'parts': {'training': records}})
+    # 90 * 2 of 200.
+    assert "0.8 of the dense model's MFU: 0.90, met" in text
+    assert "1.0 of MegaBlocks' speed: not measured" in text
+    assert '| pretrain_430m | 2 (best) | 200 | 0.2 | 0.200 | 1.0 |' in text
+    assert '| upcycle_430m | 99 | out of memory |' in text
+    records[1] = record('upcycle_430m', [79.0], 2e9)
+    text = report({'machine': MACHINE, 'parts': {'training': records}})
+    assert '0.79, NOT met' in text
 
 
 @pytest.mark.slow
