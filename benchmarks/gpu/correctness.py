@@ -30,6 +30,12 @@ from foundry_upcycle.models.ffn import build_upcycled_dmoe
 
 __all__ = ['cases']
 
+# The layer's, and whether autocast is on.
+_DTYPES = {
+    'fp32': (torch.float32, False),
+    'bf16': (torch.bfloat16, False),
+    'bf16 autocast': (torch.float32, True),
+}
 # Of the largest value of the reference. In bfloat16 a number is rounded to
 # 0.4 %, and a hidden layer, its products and their sums each are.
 _TOLERANCES = {'fp32': 2e-5, 'bf16': 3e-2}
@@ -46,8 +52,11 @@ def cases(device: str, folder: Path) -> dict[str, Any]:
     whole = _WholeModel(device, folder)
     return {
         **{
-            f'layer: {backend}': partial(_layer, backend, device)
+            f'layer: {backend}, {dtype}': partial(
+                _layer, backend, dtype, device
+            )
             for backend in BACKENDS
+            for dtype in _DTYPES
         },
         'step 0 is the dense model': whole.step_0,
         'resumed from sharded checkpoint': whole.resumed,
@@ -76,8 +85,10 @@ def _checks(checks: Iterable[dict[str, Any]]) -> Checks:
     return record
 
 
-def _layer(backend: str, device: str) -> Checks:
+def _layer(backend: str, dtype_name: str, device: str) -> Checks:
     """Forward and gradients against ``loop`` in float64 on the CPU."""
+    dtype, autocast = _DTYPES[dtype_name]
+    generator = torch.Generator().manual_seed(0)
     layer = build_upcycled_dmoe(
         d_model=128,
         expansion_ratio=1,
@@ -86,31 +97,21 @@ def _layer(backend: str, device: str) -> Checks:
         moe_loss_weight=0,
         backend=backend,
     )
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(std=0.1, generator=generator)
-    x_TD, grad_TD = torch.randn(2, 512, 128, generator=generator)
-    checks = []
-    for name, dtype, autocast in (
-        ('fp32', torch.float32, False),
-        ('bf16', torch.bfloat16, False),
-        ('bf16 autocast', torch.float32, True),
-    ):
-        # What is compared is the computation: both start from rounded values.
-        rounded = copy.deepcopy(layer).to(dtype)
-        x, grad = x_TD.to(dtype), grad_TD.to(dtype)
-        reference = copy.deepcopy(rounded).double()
-        reference.experts.backend = 'loop'
-        expected = _computed(reference, x.double(), grad.double(), 'cpu', False)
-        found = _computed(rounded.to(device), x, grad, device, autocast)
-        tolerance = _TOLERANCES['fp32' if name == 'fp32' else 'bf16']
-        checks += [
-            _check(
-                f'{name} {what}', _distance(value, expected[what]), tolerance
-            ) for what, value in found.items()
-        ]
-    return _checks(checks)
+    # What is compared is the computation: both start from rounded values.
+    layer = layer.to(dtype)
+    x, grad = torch.randn(2, 512, 128, generator=generator).to(dtype)
+    reference = copy.deepcopy(layer).double()
+    reference.experts.backend = 'loop'
+    expected = _computed(reference, x.double(), grad.double(), 'cpu', False)
+    found = _computed(layer.to(device), x, grad, device, autocast)
+    tolerance = _TOLERANCES['fp32' if dtype_name == 'fp32' else 'bf16']
+    return _checks(
+        _check(what, _distance(value, expected[what]), tolerance)
+        for what, value in found.items()
+    )
 
 
 def _computed(

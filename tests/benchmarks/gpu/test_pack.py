@@ -89,7 +89,7 @@ def test_cards_without_bfloat16_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_layer_is_right_or_found_out(monkeypatch: pytest.MonkeyPatch):
-    right = correctness._layer('grouped', 'cpu')
+    right = correctness._layer('grouped', 'fp32', 'cpu')
     assert 'error' not in right
     compute = BACKENDS['grouped']
     monkeypatch.setitem(
@@ -97,8 +97,8 @@ def test_a_layer_is_right_or_found_out(monkeypatch: pytest.MonkeyPatch):
         'grouped',
         lambda *args: compute(*args) * 1.001,
     )
-    wrong = correctness._layer('grouped', 'cpu')
-    assert 'fp32 output 1.0e-03' in wrong['error']
+    wrong = correctness._layer('grouped', 'fp32', 'cpu')
+    assert 'output 1.0e-03' in wrong['error']
     text = report({
         'machine': MACHINE,
         'parts': {
@@ -108,7 +108,7 @@ def test_a_layer_is_right_or_found_out(monkeypatch: pytest.MonkeyPatch):
             }],
         },
     })
-    assert '| layer | fp32 output | 1.0e-03 | 2.0e-05 | NO |' in text
+    assert '| layer | output | 1.0e-03 | 2.0e-05 | NO |' in text
 
 
 def test_the_layers_table_has_every_implementation(tmp_path: Path):
