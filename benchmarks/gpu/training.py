@@ -97,7 +97,6 @@ def _case(
     sizes = _by_microbatch(trainer, budget, device)
     record = {
         'sizes': sizes,
-        'attention': config.model.attn_config.attn_impl,
         'flops_per_token': budget.training_flops_per_token,
         'peak_flops': get_gpu_flops_available(trainer.state) or None,
     }
@@ -118,8 +117,11 @@ def _config(
     if device == 'cpu':
         config.merge_with(_TINY)
     if ffn_type:
-        config.model.ffn_config.ffn_type = ffn_type
-        config.model.ffn_config.moe_world_size = 1
+        config.model.ffn_config.merge_with({
+            'ffn_type': ffn_type,
+            'mlp_type': 'glu',
+            'moe_world_size': 1,
+        })
     # Without flash-attn, what every torch has.
     if device == 'cpu' or importlib.util.find_spec('flash_attn') is None:
         attention_implementations.register('torch', func=fused_attention)

@@ -131,9 +131,17 @@ def test_the_layers_table_has_every_implementation(tmp_path: Path):
         assert implementation in text
 
 
-@pytest.mark.parametrize('yaml', ['pretrain_430m', 'upcycle_1b'])
-def test_a_training_keeps_the_yamls_model(tmp_path: Path, yaml: str):
-    config = training._config(yaml, None, 'cuda', tmp_path)
+@pytest.mark.parametrize(
+    'yaml,ffn_type',
+    [('pretrain_430m', None), ('upcycle_1b', None),
+     ('upcycle_430m', 'mb_dmoe')],
+)
+def test_a_training_keeps_the_yamls_model(
+    tmp_path: Path,
+    yaml: str,
+    ffn_type: str | None,
+):
+    config = training._config(yaml, ffn_type, 'cuda', tmp_path)
     OmegaConf.save(config, tmp_path / 'case.yaml')
     found = read_training_budget(str(tmp_path / 'case.yaml'))
     of_yaml = read_training_budget(str(ROOT / 'yamls' / f'{yaml}.yaml'))
