@@ -167,6 +167,53 @@ def test_what_cannot_fit_is_left_out(monkeypatch: pytest.MonkeyPatch):
         training._require_memory(does_not, 'cuda')
 
 
+@pytest.mark.parametrize(
+    'speeds,too_large,expected',
+    [
+        ({
+            1: 1,
+            2: 2,
+            4: 3
+        }, 8, [(1, 100), (2, 200), (4, 300), (8, None)]),
+        ({
+            1: 2,
+            2: 1,
+            4: 3
+        }, 8, [(1, 200), (2, 100)]),
+        ({
+            1: 1,
+            2: 2,
+            4: 3,
+            8: 4,
+            16: 5
+        }, 32, [(16, 500)]),
+    ],
+)
+def test_microbatches_grow_until_slower_or_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+    speeds: dict[int, float],
+    too_large: int,
+    expected: list[tuple[int, Any]],
+):
+    state = SimpleNamespace(callbacks=[], device_train_microbatch_size=0)
+
+    def fit(trainer: Any, steps: int, device: str) -> int:
+        size = state.device_train_microbatch_size
+        if size == too_large:
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        ends = [index / speeds[size] for index in range(steps)]
+        state.callbacks[-1].ends.extend(ends)
+        return size
+
+    monkeypatch.setattr(training, '_fit', fit)
+    trainer: Any = SimpleNamespace(state=state)
+    budget: Any = SimpleNamespace(tokens_per_step=100)
+    found = [(each['microbatch'], each.get('tokens_per_s'))
+             for each in training._by_microbatch(trainer, budget, 'cuda')]
+    assert found[-len(expected):] == expected
+    assert not state.callbacks
+
+
 def test_targets_are_told():
 
     def record(name: str, speeds: list[float], flops: float) -> dict[str, Any]:
