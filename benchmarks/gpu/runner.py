@@ -41,7 +41,10 @@ class _Part:
         """Takes a line of a worker's output; returns what to show of it."""
         if not line.startswith(MARK):
             return None
-        told = json.loads(line.removeprefix(MARK))
+        try:
+            told = json.loads(line.removeprefix(MARK))
+        except ValueError:
+            return None  # Other processes write there, too.
         if 'cases' in told:
             self.names = told['cases']
             return None
