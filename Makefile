@@ -124,9 +124,9 @@ test-dist: install
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not vllm'
 
-# An hour or more; with FUZZ_CASES=3000, some minutes.
+# About an hour; with FUZZ_CASES=3000, some minutes.
 test-fuzz: install
-	$(BIN)/python -m pytest -m fuzz --durations=0
+	$(BIN)/python -m pytest -m fuzz --tb=native --durations=0
 
 test-vllm: install .venv-vllm/installed
 	$(BIN)/python -m pytest -m vllm
