@@ -14,6 +14,7 @@ __all__ = ['describe_machine', 'require_device', 'version_of']
 # The first generation that computes in bfloat16: Ampere.
 _LEAST_CAPABILITY = (8, 0)
 _PACKAGES = (
+    'foundry_upcycle',
     'llm-foundry',
     'mosaicml',
     'mosaicml-streaming',
