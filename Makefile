@@ -14,8 +14,8 @@ export HF_HUB_OFFLINE := 1
 .DELETE_ON_ERROR:
 
 .PHONY: quickstart smollm2 smollm2-serving install install-vllm install-next \
-	bench-smoke test test-next test-dist test-slow test-fuzz test-vllm style \
-	checks clean
+	bench bench-smoke test test-next test-dist test-slow test-fuzz test-vllm \
+	style checks clean
 
 # The data, then the study: what is done is not done again.
 Q := quickstart$(if $(filter tiny,$(QUICKSTART)),_tiny)
@@ -53,6 +53,11 @@ SMOKE := benchmarks/inference/studies/smoke.yaml
 bench-smoke: .venv-vllm/installed
 	.venv-vllm/bin/python -m benchmarks.inference run $(SMOKE)
 	.venv-vllm/bin/python -m benchmarks.inference report $(SMOKE)
+
+# Speed of training on a CPU, and of the layer: half an hour on 2 CPU cores,
+# which should have nothing else to do.
+bench: install
+	$(BIN)/python -m benchmarks.training.steps --out docs/performance.md
 
 # A real pretrained model: from a GGUF file to a mixture of experts that vLLM
 # serves. Each step is a command that you can run by hand; what is done is not

@@ -23,7 +23,7 @@ class CPUTraining(Callback):
     """Trains an MPT, dense or upcycled, faster on a CPU.
 
     What is computed stays the same, to rounding; docs/performance.md has what
-    each part brings. On other devices nothing changes, so a YAML can go there.
+    it brings. On other devices nothing changes, so a YAML can go there.
 
     - Attention of ``attn_impl: torch`` is computed by torch's fused kernel
       (``fused_attention``). The model's settings stay as they are, and so do

@@ -1,0 +1,122 @@
+"""What was measured, as docs/performance.md."""
+
+import statistics
+from typing import Any, Mapping, Sequence
+
+__all__ = ['report']
+
+_NAMES = {
+    'before': 'without `cpu_training`',
+    'yaml': 'the YAML',
+    'plain': 'plain PyTorch',
+}
+
+_HEAD = '''\
+# Speed
+Written by `make bench`; the figures are of one run of it, `{command}`.
+
+{machine}
+
+## Training on a CPU
+The callback `cpu_training: {{}}`, which the quickstart's YAMLs have, computes the same, faster: attention by torch's fused kernel instead of one that writes all scores, training metrics of the loss that is there instead of two more cross entropies, and freed memory that stays with the process instead of being cleared by the system at each step. Below are steps of the quickstart's models (d_model 128, 4 layers, vocabulary 2048, 16 sequences of 256 tokens) and of smaller ones (d_model 64, 4 layers, vocabulary 512, 64 sequences of 128), dense and as mixtures of 8 experts, 2 a token, trained
+
+- without the callback, as before;
+- as the YAML says, with it;
+- by a loop in plain PyTorch (`benchmarks/training/steps/plain.py`): the same layers and optimizer, torch's fused attention and cross entropy, the mixture's experts one after the other, and no dataloader, metrics or logging.
+
+Each is a process of its own, and they take turns of {n_steps} steps. Figures are medians of {rounds} rounds, in brackets the lowest and highest; ratios are of turns of the same round, by the clock and by the CPUs' own time, which other work on the machine changes less. FLOPs are counted as Foundry does, with attention whole. Runs log to MLflow, as in a study. Left out: start-up, checkpoints, evaluation, and that a mixture which began as a dense model routes otherwise (the experts here are random).
+'''
+
+_PARTS_HEAD = '''\
+### Where the time goes
+Milliseconds of a step, by hooks on the modules, which cost some themselves; in turns of their own. `backward` alone is what is in no module: the loss's, sums of residuals, and the load-balancing loss's.
+'''
+
+_LAYER_HEAD = '''\
+## The layer
+The mixture alone beside others that compute the same function, and beside a dense GLU of the same active FLOPs.'''
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The page, in Markdown.
+
+    Args:
+        results: ``command`` and ``machine`` (a sentence), ``rounds``, ``n_steps``; ``shapes``
+            (what ``measure_shape`` returned, by name); ``layer`` (what the
+            layer's benchmark printed, by its command line).
+    """
+    lines = [
+        _HEAD.format(**results),
+        '| model | trained by | tokens/s | GF/s | cores busy | '
+        'speed / without | the same by CPU time | speed / plain | '
+        'the same by CPU time |',
+        f"|{'---|' * 9}",
+        *(
+            row for shape, measured in results['shapes'].items()
+            for row in _rows(shape, measured)
+        ),
+        '',
+        _PARTS_HEAD,
+        *_parts(results['shapes']),
+    ]
+    if results['layer']:
+        lines += ['', _LAYER_HEAD]
+    for command, printed in results['layer'].items():
+        lines += ['', f'`{command}`', '', '```', printed.strip(), '```']
+    return '\n'.join(lines) + '\n'
+
+
+def _rows(shape: str, measured: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for arm, of_arm in measured['arms'].items():
+        seconds = statistics.median(of_arm['turns'])
+        cpu_seconds = statistics.median(of_arm['cpu_turns'])
+        cells = (
+            shape,
+            _NAMES[arm],
+            f"{measured['tokens_per_step'] / seconds:,.0f}",
+            f"{measured['flops_per_step'] / seconds / 1e9:.0f}",
+            f'{cpu_seconds / seconds:.1f}',
+            *(
+                _ratio(measured['arms'], base, arm, key)
+                for base in ('before', 'plain')
+                for key in ('turns', 'cpu_turns')
+            ),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _ratio(arms: Mapping[str, Any], base: str, arm: str, key: str) -> str:
+    if base not in arms or base == arm:
+        return ''
+    pairs = zip(arms[base][key], arms[arm][key])
+    ratios = [of_base / of_arm for of_base, of_arm in pairs]
+    low, high = min(ratios), max(ratios)
+    return f'{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})'
+
+
+def _parts(shapes: Mapping[str, Any]) -> Sequence[str]:
+    columns = [(f'{shape}, {_NAMES[arm]}', of_arm['parts'])
+               for shape, measured in shapes.items()
+               for arm, of_arm in measured['arms'].items()
+               if 'parts' in of_arm]
+    # By their share of all columns.
+    names = sorted(
+        {name
+         for _, parts in columns
+         for name in parts},
+        key=lambda name: -sum(parts.get(name, 0) for _, parts in columns),
+    )
+    table = [[name, *(parts.get(name, 0)
+                      for _, parts in columns)]
+             for name in names]
+    table.append(['all', *(sum(parts.values()) for _, parts in columns)])
+    return [
+        f"| part | {' | '.join(title for title, _ in columns)} |",
+        f"|{'---|' * (len(columns) + 1)}",
+        *(
+            f"| {name} | {' | '.join(f'{1e3 * s:.0f}' for s in seconds)} |"
+            for name, *seconds in table
+        ),
+    ]

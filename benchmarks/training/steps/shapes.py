@@ -1,0 +1,97 @@
+"""What is trained: the quickstart's YAMLs, and smaller ones of the same kind."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+from omegaconf import DictConfig, OmegaConf
+
+from foundry_upcycle.planning.flops import ModelShape
+
+__all__ = ['ARMS', 'SHAPES', 'Shape', 'flops_per_step', 'read_config']
+
+_YAMLS = Path(__file__).parents[3] / 'yamls'
+_CALLBACK = 'cpu_training'
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and its batch.
+
+    Args:
+        yaml: The train YAML, in ``yamls/``.
+        overrides: What differs from it, by full keys.
+    """
+
+    yaml: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SMALL = {
+    'max_seq_len': 128,
+    'global_train_batch_size': 64,
+    'device_train_microbatch_size': 64,
+    'model.d_model': 64,
+    'model.vocab_size': 512,
+    'model.ffn_config.ffn_hidden_size': 160,
+}
+
+SHAPES = {
+    'quickstart, dense': Shape('quickstart_pretrain.yaml'),
+    'quickstart, mixture': Shape('quickstart_upcycle.yaml'),
+    '0.2M, dense': Shape('quickstart_pretrain.yaml', _SMALL),
+    '0.2M, mixture': Shape('quickstart_upcycle.yaml', _SMALL),
+}
+
+# Who trains it: Foundry without our callback, as the YAML says, and a loop of
+# plain PyTorch.
+ARMS = ('before', 'yaml', 'plain')
+
+
+def read_config(shape: Shape, arm: str, folder: Path) -> DictConfig:
+    """The YAML as it is trained here.
+
+    What differs, beside the shape's own overrides: random tokens; no start
+    from a dense checkpoint (experts are random); nothing is saved; and losses
+    go to MLflow, as in a study.
+
+    Args:
+        shape: Whose.
+        arm: One of ``ARMS``.
+        folder: Of the run, with tokenizer and tokens.
+    """
+    config: Any = OmegaConf.load(_YAMLS / shape.yaml)
+    for key, value in shape.overrides.items():
+        OmegaConf.update(config, key, value)
+    config.variables.folder = str(folder)
+    config.train_loader.dataset.streams = {
+        'tokens': {
+            'local': str(folder),
+            'split': 'train',
+        },
+    }
+    for key in ('sparse_upcycling', *([_CALLBACK] * (arm == 'before'))):
+        config.callbacks.pop(key, None)
+    config.update({
+        'max_duration': '1000ep',
+        'save_folder': None,
+        'autoresume': False,
+        'progress_bar': False,
+        'log_to_console': False,
+        'loggers': {
+            'mlflow': {
+                'experiment_name': 'steps',
+                'tracking_uri': str(folder / 'mlruns'),
+                'synchronous': True,
+            },
+        },
+    })
+    return config
+
+
+def flops_per_step(config: DictConfig) -> float:
+    """As Foundry counts: backward is twice forward, attention is whole."""
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    shape = ModelShape.from_config(container['model'])
+    n_tokens = config.global_train_batch_size * config.max_seq_len
+    return 3.0 * n_tokens * shape.forward_flops_per_token(config.max_seq_len)
