@@ -6,10 +6,9 @@ What is printed is the median over rounds of the time of a dense GLU with the
 same active FLOPs (hidden size K * F) over the implementation's: 1 means that
 routing costs nothing.
 
-On a CPU, glibc returns large gradients to the system and page-faults them in
-again, which costs one big weight (the dense layer's, ours) more than eight
-small ones (Mixtral's). To compare the layers, not the allocator, set
-MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592.
+On a CPU, freed memory stays with the process, as the callback cpu_training has
+it. Otherwise glibc gives large gradients back to the system, which clears them
+again: that costs one big weight (ours) more than eight small ones (Mixtral's).
 
 Excluded: attention and the rest of a block, the auxiliary loss, the
 optimizer (which sees E * F, not K * F, hidden channels), communication.
@@ -20,6 +19,8 @@ import statistics
 
 import torch
 from layers import Sizes, build_layers, median_ratio, timed_in_turn
+
+from foundry_upcycle.callbacks.cpu_training import keep_freed_memory
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def main() -> None:
     parser.add_argument('--device', default='cpu')
     args = parser.parse_args()
 
+    if args.device == 'cpu':
+        keep_freed_memory(True)
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     sizes = Sizes(args.d_model, args.hidden, args.experts, args.top_k)

@@ -12,7 +12,7 @@ from llmfoundry.models.mpt.modeling_mpt import ComposerMPTCausalLM
 from foundry_upcycle.callbacks.loss_metrics import LastLoss, of_last_loss
 from foundry_upcycle.models.attention import fused_attention
 
-__all__ = ['CPUTraining']
+__all__ = ['CPUTraining', 'keep_freed_memory']
 
 # glibc's malloc.h, and how many blocks it lets the system map by default.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -44,7 +44,7 @@ class CPUTraining(Callback):
         self._is_active = state.device.name == 'cpu'
         if not self._is_active:
             return
-        _keep_freed_memory(True)
+        keep_freed_memory(True)
         module: Any
         for module in state.model.modules():
             found = getattr(module, 'attn_fn', None)
@@ -71,10 +71,10 @@ class CPUTraining(Callback):
     def close(self, state: State, logger: Logger) -> None:
         del state, logger
         if self._is_active:
-            _keep_freed_memory(False)
+            keep_freed_memory(False)
 
 
-def _keep_freed_memory(keep: bool) -> None:
+def keep_freed_memory(keep: bool) -> None:
     """Sets whether malloc keeps what is freed, of any size."""
     mallopt: Any = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is None:
