@@ -31,13 +31,25 @@ CHECKPOINTED: dict[str, Any] = {
         'activation_checkpointing': True,
     },
 }
-# torch 2.7's gloo sums where FSDP2 asks reduce_scatter for the average, so
-# gradients come out twice as large on two ranks; half the learning rate makes
-# the steps of plain SGD what they should be. NCCL averages.
-FSDP_GLOO_LR = 0.1 / 2
 # Shards of 3 * 95 rows split the second expert between two ranks.
 ODD_FFN = {'moe_num_experts': 3, 'ffn_hidden_size': 95}
 SOME_LAYERS = {'moe_layers': [1]}
+
+
+def fsdp_lr() -> float:
+    """The learning rate with which FSDP2's steps of plain SGD are those of 0.1.
+
+    torch 2.7's gloo sums where FSDP2 asks reduce_scatter for the average, so
+    gradients come out twice as large on two ranks. Later ones average, as NCCL
+    does.
+    """
+    average_of_ones = torch.zeros(1)
+    torch.distributed.reduce_scatter_tensor(
+        average_of_ones,
+        torch.ones(2),
+        op=torch.distributed.ReduceOp.AVG,
+    )
+    return 0.1 / average_of_ones.item()
 
 
 def save(value: Any, path: Path) -> None:
@@ -189,8 +201,8 @@ def main(folder: Path) -> None:
     # Training: losses under DDP, FSDP2 and FSDP2 with checkpointing.
     for name, config, lr in (
         ('ddp', None, 0.1),
-        ('fsdp', SHARDED, FSDP_GLOO_LR),
-        ('fsdp_checkpointed', CHECKPOINTED, FSDP_GLOO_LR),
+        ('fsdp', SHARDED, fsdp_lr()),
+        ('fsdp_checkpointed', CHECKPOINTED, fsdp_lr()),
     ):
         checkpointer = HuggingFaceCheckpointer(
             save_folder=str(folder / f'{name}_hf'),
@@ -214,7 +226,7 @@ def main(folder: Path) -> None:
     def resumable() -> Any:
         return upcycled(
             folder / 'moving.pt',
-            lr=FSDP_GLOO_LR,
+            lr=fsdp_lr(),
             parallelism_config=SHARDED,
             run_name='run',
             save_folder=str(folder / 'run'),
