@@ -186,10 +186,24 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
 
     def forward(self, batch: MutableMapping) -> CausalLMOutputWithPast:
         if not self.training:
-            return super().forward(batch)
+            return self._outputs(batch)
         self._has_weights = True
         with self._recorded_routing():
+            return self._outputs(batch)
+
+    def _outputs(self, batch: MutableMapping) -> CausalLMOutputWithPast:
+        if self.config.ffn_config['ffn_type'] == 'mb_dmoe':
             return super().forward(batch)
+        # As Foundry's, which asks a registry what kind of FFN it has: on Python
+        # 3.12 torch.compile can't trace the entry points there.
+        names = (
+            'input_ids',
+            'attention_mask',
+            'sequence_id',
+            'inputs_embeds',
+            'position_ids',
+        )
+        return self.model(**{name: batch.get(name) for name in names})
 
     @contextmanager
     def _recorded_routing(self) -> Iterator[None]:
