@@ -6,7 +6,7 @@ from typing import Any, Mapping, Sequence
 __all__ = ['report']
 
 _NAMES = {
-    'before': 'without `cpu_training`',
+    'before': 'as before',
     'yaml': 'the YAML',
     'plain': 'plain PyTorch',
 }
@@ -18,10 +18,10 @@ Written by `make bench`; the figures are of one run of it, `{command}`.
 {machine}
 
 ## Training on a CPU
-The callback `cpu_training: {{}}`, which the quickstart's YAMLs have, computes the same, faster: attention by torch's fused kernel instead of one that writes all scores, training metrics of the loss that is there instead of two more cross entropies, and freed memory that stays with the process instead of being cleared by the system at each step. Below are steps of the quickstart's models (d_model 128, 4 layers, vocabulary 2048, 16 sequences of 256 tokens) and of smaller ones (d_model 64, 4 layers, vocabulary 512, 64 sequences of 128), dense and as mixtures of 8 experts, 2 a token, trained
+The callback `cpu_training: {{}}`, which the quickstart's YAMLs have, computes the same, faster: attention by torch's fused kernel instead of one that writes all scores, training metrics of the loss that is there instead of two more cross entropies, and freed memory that stays with the process instead of being cleared by the system at each step. They also read their data without a process of its own (`num_workers: 0`), which would send the lengths of each sequence as a tensor, by a file descriptor. Below are steps of the quickstart's models (d_model 128, 4 layers, vocabulary 2048, 16 sequences of 256 tokens) and of smaller ones (d_model 64, 4 layers, vocabulary 512, 64 sequences of 128), dense and as mixtures of 8 experts, 2 a token, trained
 
-- without the callback, as before;
-- as the YAML says, with it;
+- without the callback, and with Foundry's own dataloader process, as before;
+- as the YAML says, with both;
 - by a loop in plain PyTorch (`benchmarks/training/steps/plain.py`): the same layers and optimizer, torch's fused attention and cross entropy, the mixture's experts one after the other, and no dataloader, metrics or logging.
 
 Each is a process of its own, and they take turns of {n_steps} steps. Figures are medians of {rounds} rounds, in brackets the lowest and highest; ratios are of turns of the same round, by the clock and by the CPUs' own time, which other work on the machine changes less. FLOPs are counted as Foundry does, with attention whole. Runs log to MLflow, as in a study. Left out: start-up, checkpoints, evaluation, and that a mixture which began as a dense model routes otherwise (the experts here are random).
@@ -48,7 +48,7 @@ def report(results: Mapping[str, Any]) -> str:
     lines = [
         _HEAD.format(**results),
         '| model | trained by | tokens/s | GF/s | cores busy | '
-        'speed / without | the same by CPU time | speed / plain | '
+        'speed / before | the same by CPU time | speed / plain | '
         'the same by CPU time |',
         f"|{'---|' * 9}",
         *(

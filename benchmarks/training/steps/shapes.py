@@ -11,7 +11,11 @@ from foundry_upcycle.planning.flops import ModelShape
 __all__ = ['ARMS', 'SHAPES', 'Shape', 'flops_per_step', 'read_config']
 
 _YAMLS = Path(__file__).parents[3] / 'yamls'
-_CALLBACK = 'cpu_training'
+_LOADER_BEFORE = {
+    'num_workers': 1,
+    'prefetch_factor': 2,
+    'persistent_workers': True,
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ SHAPES = {
     '0.2M, mixture': Shape('quickstart_upcycle.yaml', _SMALL),
 }
 
-# Who trains it: Foundry without our callback, as the YAML says, and a loop of
-# plain PyTorch.
+# Who trains it: Foundry without what the YAMLs have for a CPU, as they say, and
+# a loop of plain PyTorch.
 ARMS = ('before', 'yaml', 'plain')
 
 
@@ -70,8 +74,10 @@ def read_config(shape: Shape, arm: str, folder: Path) -> DictConfig:
             'split': 'train',
         },
     }
-    for key in ('sparse_upcycling', *([_CALLBACK] * (arm == 'before'))):
-        config.callbacks.pop(key, None)
+    config.callbacks.pop('sparse_upcycling', None)
+    if arm == 'before':
+        del config.callbacks.cpu_training
+        config.train_loader.update(_LOADER_BEFORE)
     config.update({
         'max_duration': '1000ep',
         'save_folder': None,
