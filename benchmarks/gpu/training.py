@@ -88,6 +88,9 @@ def _case(
             'MegaBlocks is not installed.',
             "pip install '.[megablocks]'.",
         )
+    if _lacks_flash_attention(device):
+        # What every torch has; this process is of this case alone.
+        attention_implementations.register('torch', func=fused_attention)
     config = _config(yaml, ffn_type, device, folder)
     path = folder / f'{yaml}.yaml'
     OmegaConf.save(config, path)
@@ -106,6 +109,10 @@ def _case(
     return {**record, 'operations': _operations(trainer, device)}
 
 
+def _lacks_flash_attention(device: str) -> bool:
+    return device == 'cpu' or importlib.util.find_spec('flash_attn') is None
+
+
 def _config(
     yaml: str,
     ffn_type: Optional[str],
@@ -122,9 +129,7 @@ def _config(
             'mlp_type': 'glu',
             'moe_world_size': 1,
         })
-    # Without flash-attn, what every torch has.
-    if device == 'cpu' or importlib.util.find_spec('flash_attn') is None:
-        attention_implementations.register('torch', func=fused_attention)
+    if _lacks_flash_attention(device):
         config.model.attn_config.attn_impl = 'torch'
         config.model.loss_fn = 'torch_crossentropy'
     _write_data(folder, config.max_seq_len, config.model.vocab_size)

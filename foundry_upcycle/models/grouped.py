@@ -158,7 +158,7 @@ def _backward(
     if grad_x is not None:
         torch.mm(grad_projections[0], ups[0], out=grad_x)
         for projection, up in zip(grad_projections[1:], ups[1:]):
-            grad_x.addmm_(projection, up)
+            torch.addmm(grad_x, projection, up, out=grad_x)
 
 
 def ffn_one_by_one(
