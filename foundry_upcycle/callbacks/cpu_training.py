@@ -75,9 +75,11 @@ class CPUTraining(Callback):
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Sets whether malloc keeps what is freed, of any size."""
-    mallopt: Any = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt is None:
+    """Sets whether malloc keeps what is freed, of any size; if not, frees it."""
+    libc: Any = ctypes.CDLL(None)
+    if not hasattr(libc, 'mallopt'):
         return  # Not glibc.
-    mallopt(_M_MMAP_MAX, 0 if keep else _MMAP_MAX)
-    mallopt(_M_TRIM_THRESHOLD, _LARGEST if keep else 128 << 10)
+    libc.mallopt(_M_MMAP_MAX, 0 if keep else _MMAP_MAX)
+    libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST if keep else 128 << 10)
+    if not keep:
+        libc.malloc_trim(0)

@@ -1,6 +1,7 @@
 import resource
 from typing import Any
 
+import psutil
 import pytest
 import tiny
 import torch
@@ -102,7 +103,8 @@ def test_metrics_of_other_models_are_computed_as_before():
 def n_faults() -> int:
     """Pages that the system gives for a block that was just freed."""
     n_bytes = 64 << 20
-    torch.ones(n_bytes, dtype=torch.uint8)
+    for _ in range(3):  # Alignment may set the first two apart.
+        torch.ones(n_bytes, dtype=torch.uint8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(n_bytes, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -116,5 +118,6 @@ def test_freed_memory_stays_while_the_run_is_open():
         callbacks=[build_callback('cpu_training', {})],
     )
     assert n_faults() < n_pages // 10
+    kept = psutil.Process().memory_info().rss
     trainer.close()
-    assert n_faults() >= n_pages
+    assert psutil.Process().memory_info().rss < kept - (32 << 20)
