@@ -144,6 +144,7 @@ def test_the_folder_of_a_run(
 
 
 def test_a_database(tmp_path: Path):
+    pytest.importorskip('sqlalchemy')  # Not in mlflow-skinny.
     uri = f'sqlite:///{tmp_path}/mlflow.db'
     client = MlflowClient(uri)
     run = client.create_run('0', run_name='upcycle').info.run_id

@@ -134,6 +134,7 @@ def test_the_best_of_a_sweep(grid: Grid):
 
 
 def test_another_store(tmp_path: Path):
+    pytest.importorskip('sqlalchemy')  # Not in mlflow-skinny.
     uri = f'sqlite:///{tmp_path}/mlflow.db'
     grid = small_grid(tmp_path, tracking_uri=uri)
     run = grid[DENSE]
