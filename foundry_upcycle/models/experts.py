@@ -16,10 +16,10 @@ from foundry_upcycle.models.dispatch import (
     to_experts,
 )
 from foundry_upcycle.models.grouped import (
-    ROW_MULTIPLE,
     compute_dtype,
     ffn_at_once,
     ffn_one_by_one,
+    is_aligned,
     suits_grouped_mm,
     traces_grouped_mm,
 )
@@ -113,7 +113,8 @@ def _forward_loop(
     for expert in range(mlp.moe_num_experts):
         token, slot = torch.where(routing.top_experts_TK == expert)
         w2_FD, *ups_FD = (w_EFD[expert] for w_EFD in mlp.weights_EFD())
-        y = mlp.hidden(*(x_TD[token] @ up_FD.t() for up_FD in ups_FD)) @ w2_FD
+        x = x_TD[token]
+        y = mlp.hidden(*(x @ up_FD.t() for up_FD in ups_FD)) @ w2_FD
         y = y * routing.expert_weights_TK[token, slot, None].to(y.dtype)
         if out_TD is None:
             out_TD = y.new_zeros(x_TD.shape)
@@ -174,9 +175,7 @@ class Experts(nn.Module):
     ):
         super().__init__()
         self.backend = backend
-        self.is_aligned = not (
-            d_model % ROW_MULTIPLE or ffn_hidden_size % ROW_MULTIPLE
-        )
+        self.is_aligned = is_aligned(d_model, ffn_hidden_size)
         self.mlp = MLP_TYPES[mlp_type](
             d_model=d_model,
             ffn_hidden_size=ffn_hidden_size,

@@ -12,7 +12,7 @@ from torch import nn
 from foundry_upcycle.config import is_number, is_whole
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.experts import BACKENDS, MLP_TYPES, Experts
-from foundry_upcycle.models.grouped import GROUPED_MM, ROW_MULTIPLE
+from foundry_upcycle.models.grouped import GROUPED_MM, ROW_MULTIPLE, is_aligned
 from foundry_upcycle.models.router import Router, RouterOutput
 
 __all__ = ['UpcycledDMoE', 'build_upcycled_dmoe']
@@ -249,7 +249,7 @@ def _check_grouped_mm(d_model: int, ffn_hidden_size: int) -> None:
     problem = None
     if GROUPED_MM is None:
         problem = f'torch {torch.__version__} has no grouped products.'
-    elif d_model % ROW_MULTIPLE or ffn_hidden_size % ROW_MULTIPLE:
+    elif not is_aligned(d_model, ffn_hidden_size):
         problem = (
             f'it takes sizes that are multiples of {ROW_MULTIPLE}, and this '
             f'layer has d_model={d_model} and ffn_hidden_size='

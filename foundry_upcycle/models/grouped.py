@@ -14,6 +14,7 @@ __all__ = [
     'compute_dtype',
     'ffn_at_once',
     'ffn_one_by_one',
+    'is_aligned',
     'suits_grouped_mm',
     'traces_grouped_mm',
 ]
@@ -36,6 +37,11 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def is_aligned(*row_sizes: int) -> bool:
+    """Whether grouped products take rows of these sizes."""
+    return not any(size % ROW_MULTIPLE for size in row_sizes)
 
 
 def suits_grouped_mm(x: torch.Tensor) -> bool:

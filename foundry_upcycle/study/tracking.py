@@ -12,13 +12,13 @@ from typing import (
     Protocol,
     Sequence,
 )
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from foundry_upcycle.documents import read_yaml
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.files import write_whole
+from foundry_upcycle.gauntlet.mlflow_run import store_folder
 
 __all__ = ['Tracking']
 
@@ -48,7 +48,8 @@ class Tracking:
         self._experiment = experiment
         self.refresh()
         with self._errors():
-            self._store = (_Folder if _is_folder(uri) else _Server)(uri)
+            folder = store_folder(uri)
+            self._store = _Server(uri) if folder is None else _Folder(folder)
 
     def refresh(self) -> None:
         """Forgets what was read."""
@@ -116,15 +117,6 @@ class Tracking:
                 f"it can't be read ({error}).",
                 'see that the store is there and the server runs.',
             ) from error
-
-
-def _is_folder(uri: str) -> bool:
-    """Whether it is one, which can be read without MLflow's search."""
-    parts = urlsplit(uri)
-    if parts.scheme == 'file':
-        return parts.netloc in ('', 'localhost')
-    # That one word is MLflow's name of a server.
-    return not parts.scheme and uri != 'databricks'
 
 
 def _once_each(logged_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,25 +202,22 @@ class _Folder:
     with long runs.
 
     Args:
-        uri: Where it is.
+        root: Where it is.
     """
 
-    def __init__(self, uri: str):
-        parts = urlsplit(uri)
-        self._root = Path(unquote(parts.path) if parts.scheme else uri)
+    def __init__(self, root: Path):
+        self._root = root
         # As MLflow does: one that is gone later can't be read.
-        self._root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
 
     def runs(self, experiment: str) -> _Runs:
         """An experiment's runs, the latest first."""
-        found = {
-            folder: about
-            for place, about in _described(self._root)
-            if about.get('name') == experiment
-            for folder, about in _described(place)
-        }
         # As MLflow's search orders them.
-        for folder in sorted(found, key=lambda path: _order(found[path])):
+        found = sorted((-run['start_time'], run['run_id'], folder)
+                       for place, about in _described(self._root)
+                       if about.get('name') == experiment
+                       for folder, run in _described(place))
+        for *_, folder in found:
             run = _RunFolder(folder)
             yield run.name, run
 
@@ -240,10 +229,6 @@ def _described(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
             about = read_yaml(place / _ABOUT) or {}  # It is being written.
             if about.get('lifecycle_stage') == 'active':
                 yield place, about
-
-
-def _order(run: Mapping[str, Any]) -> tuple[int, str]:
-    return -run['start_time'], run['run_id']
 
 
 class _RunFolder:

@@ -7,15 +7,9 @@ import tiny
 import torch
 from composer.loggers import InMemoryLogger
 from llmfoundry.utils.builders import build_callback
+from models.backends import ALL, needs_grouped_mm
 
-from foundry_upcycle.models.experts import BACKENDS
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
-from foundry_upcycle.models.grouped import GROUPED_MM
-
-needs_grouped_mm = pytest.mark.skipif(
-    GROUPED_MM is None,
-    reason='this torch has no grouped products',
-)
 
 
 def train(backend: str, **kwargs: Any) -> dict[str, list[float]]:
@@ -36,15 +30,7 @@ def train(backend: str, **kwargs: Any) -> dict[str, list[float]]:
     }
 
 
-@pytest.mark.parametrize(
-    'backend',
-    [
-        pytest.param(
-            name,
-            marks=needs_grouped_mm if name == 'grouped_mm' else (),
-        ) for name in BACKENDS
-    ],
-)
+@pytest.mark.parametrize('backend', ALL)
 def test_a_run_is_the_same_compiled(backend: str):
     eager = train(backend)
     compiled = train(backend, compile_config={'backend': 'aot_eager'})

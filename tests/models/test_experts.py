@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from llmfoundry.models.layers.dmoe import dMoE
+from models.backends import FAST
 from torch.nn import functional as F
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
@@ -19,14 +20,9 @@ from foundry_upcycle.models.dispatch import (
 )
 from foundry_upcycle.models.experts import init_experts
 from foundry_upcycle.models.ffn import UpcycledDMoE, build_upcycled_dmoe
-from foundry_upcycle.models.grouped import GROUPED_MM, ffn_one_by_one
+from foundry_upcycle.models.grouped import ffn_one_by_one
 
 D, HIDDEN = 24, 40
-
-needs_grouped_mm = pytest.mark.skipif(
-    GROUPED_MM is None,
-    reason='this torch has no grouped products',
-)
 
 
 def make_layer(
@@ -75,10 +71,7 @@ def assert_close(first: list, second: list, atol: float = 2e-5) -> None:
         torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    'backend',
-    ['grouped', pytest.param('grouped_mm', marks=needs_grouped_mm)],
-)
+@pytest.mark.parametrize('backend', FAST)
 @pytest.mark.parametrize('mlp_type', ['glu', 'mlp'])
 @pytest.mark.parametrize('E,K', [(6, 2), (6, 1), (1, 1), (3, 3), (8, 4)])
 def test_a_backend_equals_loop(E: int, K: int, mlp_type: str, backend: str):
@@ -90,10 +83,7 @@ def test_a_backend_equals_loop(E: int, K: int, mlp_type: str, backend: str):
     assert_close(*results)
 
 
-@pytest.mark.parametrize(
-    'backend',
-    ['grouped', pytest.param('grouped_mm', marks=needs_grouped_mm)],
-)
+@pytest.mark.parametrize('backend', FAST)
 def test_an_expert_without_tokens_has_gradient_zero(backend: str):
     layer = make_layer(backend, E=8, K=1)
     x = make_tokens(3)  # Three tokens leave at least five experts without.
@@ -201,10 +191,7 @@ def test_gradients_of_the_way_to_experts_and_back():
     )
 
 
-@pytest.mark.parametrize(
-    'backend',
-    ['grouped', pytest.param('grouped_mm', marks=needs_grouped_mm)],
-)
+@pytest.mark.parametrize('backend', FAST)
 def test_a_backend_is_as_exact_as_bfloat16(backend: str):
     x = make_tokens(64)
     exact, layer = make_layer('loop').double(), make_layer(backend).bfloat16()
