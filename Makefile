@@ -140,12 +140,12 @@ SOURCES := foundry_upcycle tests benchmarks setup.py train.py eval.py
 
 style: install
 	$(BIN)/isort --quiet $(SOURCES)
-	$(BIN)/yapf --in-place --recursive $(SOURCES)
+	$(BIN)/yapf --parallel --in-place --recursive $(SOURCES)
 
 checks: install
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/isort --check-only $(SOURCES)
-	$(BIN)/yapf --diff --recursive $(SOURCES)
+	$(BIN)/yapf --parallel --diff --recursive $(SOURCES)
 	$(BIN)/yamllint yamls eval_gauntlet benchmarks
 	$(BIN)/pyright
 

@@ -7,6 +7,7 @@ import subprocess
 import time
 from typing import Any, Optional
 
+from benchmarks.processor import processor_name
 from foundry_upcycle.errors import ConfigError
 
 __all__ = ['describe_machine', 'require_device', 'version_of']
@@ -72,7 +73,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         'device': device,
         'card': None,
         'driver': _driver(),
-        'processor': _processor(),
+        'processor': processor_name(),
         'threads': torch.get_num_threads(),
         'python': platform.python_version(),
         'torch': torch.__version__,
@@ -106,14 +107,3 @@ def _driver() -> Optional[str]:
     except OSError:
         return None
     return found.stdout.splitlines()[-1] if found.returncode == 0 else None
-
-
-def _processor() -> str:
-    try:
-        with open('/proc/cpuinfo') as lines:
-            for line in lines:
-                if line.startswith('model name'):
-                    return line.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.machine()

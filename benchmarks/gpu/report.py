@@ -4,6 +4,7 @@ import statistics
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 from foundry_upcycle.markdown import cells, code
+from foundry_upcycle.study.report.cells import markdown_table
 
 __all__ = ['report']
 
@@ -64,11 +65,7 @@ def report(results: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(cells(row))} |" for row in rows),
-    ]
+    return markdown_table(head, rows, n_left=len(head)).splitlines()
 
 
 def _not_measured(records: Sequence[Record]) -> list[str]:

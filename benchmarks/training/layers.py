@@ -6,7 +6,7 @@ shared machine cancels in the ratios of a round.
 
 import statistics
 import time
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 import torch
 from llmfoundry.models.layers.dmoe import dMoE
@@ -27,6 +27,7 @@ __all__ = [
     'active_flops',
     'build_layers',
     'median_ratio',
+    'paired_ratio',
     'timed_in_turn',
 ]
 
@@ -290,6 +291,17 @@ def median_ratio(
     Returns:
         Median, lowest and highest.
     """
-    dense, of_layer = samples[DENSE]['seconds'], samples[name]['seconds']
-    ratios = [d / s for d, s in zip(dense, of_layer)]
+    return paired_ratio(samples[DENSE]['seconds'], samples[name]['seconds'])
+
+
+def paired_ratio(
+    base: Sequence[float],
+    other: Sequence[float],
+) -> tuple[float, float, float]:
+    """Of times of ``base`` to those of ``other``, round by round.
+
+    Returns:
+        Median, lowest and highest.
+    """
+    ratios = [b / o for b, o in zip(base, other)]
     return statistics.median(ratios), min(ratios), max(ratios)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.processor import processor_name
 from benchmarks.training.steps.measure import measure_shape
 from benchmarks.training.steps.report import report
 from benchmarks.training.steps.shapes import ARMS, SHAPES
@@ -85,7 +86,7 @@ def main() -> None:
 def _machine() -> str:
     load, _, _ = os.getloadavg()
     facts = (
-        f'Machine: {_processor()}, {torch.get_num_threads()} threads of '
+        f'Machine: {processor_name()}, {torch.get_num_threads()} threads of '
         f'{os.cpu_count()} CPUs, load {load:.1f} before the run; torch '
         f'{torch.__version__}, Python {platform.python_version()}.'
     )
@@ -96,13 +97,6 @@ def _machine() -> str:
         'are far from what it can do, and only ratios by CPU time tell much. '
         'Run it again on a quiet one.'
     )
-
-
-def _processor() -> str:
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == '__main__':

@@ -1,7 +1,10 @@
 """What was measured, as docs/performance.md."""
 
 import statistics
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
+
+from benchmarks.training.layers import paired_ratio
+from foundry_upcycle.study.report.cells import markdown_table
 
 __all__ = ['report']
 
@@ -10,6 +13,18 @@ _NAMES = {
     'yaml': 'the YAML',
     'plain': 'plain PyTorch',
 }
+
+_TITLES = (
+    'model',
+    'trained by',
+    'tokens/s',
+    'GF/s',
+    'cores busy',
+    'speed / before',
+    'the same by CPU time',
+    'speed / plain',
+    'the same by CPU time',
+)
 
 _HEAD = '''\
 # Speed
@@ -47,17 +62,17 @@ def report(results: Mapping[str, Any]) -> str:
     """
     lines = [
         _HEAD.format(**results),
-        '| model | trained by | tokens/s | GF/s | cores busy | '
-        'speed / before | the same by CPU time | speed / plain | '
-        'the same by CPU time |',
-        f"|{'---|' * 9}",
-        *(
-            row for shape, measured in results['shapes'].items()
-            for row in _rows(shape, measured)
+        markdown_table(
+            _TITLES,
+            [
+                row for shape, measured in results['shapes'].items()
+                for row in _rows(shape, measured)
+            ],
+            n_left=2,
         ),
         '',
         _PARTS_HEAD,
-        *_parts(results['shapes']),
+        _parts(results['shapes']),
     ]
     if results['layer']:
         lines += ['', _LAYER_HEAD]
@@ -66,12 +81,12 @@ def report(results: Mapping[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _rows(shape: str, measured: Mapping[str, Any]) -> list[str]:
+def _rows(shape: str, measured: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for arm, of_arm in measured['arms'].items():
         seconds = statistics.median(of_arm['turns'])
         cpu_seconds = statistics.median(of_arm['cpu_turns'])
-        cells = (
+        rows.append([
             shape,
             _NAMES[arm],
             f"{measured['tokens_per_step'] / seconds:,.0f}",
@@ -82,21 +97,18 @@ def _rows(shape: str, measured: Mapping[str, Any]) -> list[str]:
                 for base in ('before', 'plain')
                 for key in ('turns', 'cpu_turns')
             ),
-        )
-        rows.append(f"| {' | '.join(cells)} |")
+        ])
     return rows
 
 
 def _ratio(arms: Mapping[str, Any], base: str, arm: str, key: str) -> str:
     if base not in arms or base == arm:
         return ''
-    pairs = zip(arms[base][key], arms[arm][key])
-    ratios = [of_base / of_arm for of_base, of_arm in pairs]
-    low, high = min(ratios), max(ratios)
-    return f'{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})'
+    median, low, high = paired_ratio(arms[base][key], arms[arm][key])
+    return f'{median:.2f} ({low:.2f} to {high:.2f})'
 
 
-def _parts(shapes: Mapping[str, Any]) -> Sequence[str]:
+def _parts(shapes: Mapping[str, Any]) -> str:
     columns = [(f'{shape}, {_NAMES[arm]}', of_arm['parts'])
                for shape, measured in shapes.items()
                for arm, of_arm in measured['arms'].items()
@@ -112,11 +124,9 @@ def _parts(shapes: Mapping[str, Any]) -> Sequence[str]:
                       for _, parts in columns)]
              for name in names]
     table.append(['all', *(sum(parts.values()) for _, parts in columns)])
-    return [
-        f"| part | {' | '.join(title for title, _ in columns)} |",
-        f"|{'---|' * (len(columns) + 1)}",
-        *(
-            f"| {name} | {' | '.join(f'{1e3 * s:.0f}' for s in seconds)} |"
-            for name, *seconds in table
-        ),
-    ]
+    return markdown_table(
+        ['part', *(title for title, _ in columns)],
+        [[name, *(f'{1e3 * s:.0f}'
+                  for s in seconds)]
+         for name, *seconds in table],
+    )
