@@ -1,6 +1,6 @@
 """Speed of the MoE layer beside others that compute the same function.
 
-    python benchmarks/training/moe_layer.py [--tokens 4096] [--rounds 5] ...
+    python benchmarks/training/moe_layer.py [--tokens 4096] [--rounds 9] ...
 
 What is printed is the median over rounds of the time of a dense GLU with the
 same active FLOPs (hidden size K * F) over the implementation's: 1 means that
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument('--hidden', type=int, default=2560)
     parser.add_argument('--experts', type=int, default=8)
     parser.add_argument('--top_k', type=int, default=2)
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--device', default='cpu')
     args = parser.parse_args()
