@@ -19,6 +19,7 @@ __all__ = [
     'chain_of_manifests',
     'files_in',
     'find_manifest',
+    'fingerprint',
     'hash_files',
     'is_manifest',
     'is_output',
@@ -105,12 +106,12 @@ def _is_as_written(
     if isinstance(outputs, list):
         return True  # Written before manifests had fingerprints.
     try:
-        return outputs[name] == _fingerprint(file)
+        return outputs[name] == fingerprint(file)
     except OSError:
         return False
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
+def fingerprint(file: Path) -> dict[str, Any]:
     """What tells a file from others, without reading it all.
 
     The end of a ``.pt`` file has the checksums of all its tensors.
@@ -270,7 +271,7 @@ class Provenance:
                 'manifest': self._origin,
             },
             'outputs': {
-                name: _fingerprint(made)
+                name: fingerprint(made)
                 for name, made in outputs.items()
             },
         }

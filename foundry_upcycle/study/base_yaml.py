@@ -143,9 +143,21 @@ class BaseYaml:
         ) is not None
 
     @property
+    def saves_sharded(self) -> bool:
+        """Whether Composer saves, and loads, folders of shards.
+
+        What the YAML says alone decides, as Foundry does.
+        """
+        fsdp = select_any(self.path, self.config, 'fsdp_config') or {}
+        return fsdp.get('state_dict_type') == 'sharded'
+
+    @property
+    def flops_per_token(self) -> int:
+        return self.shape.training_flops_per_token(self.seq_len)
+
+    @property
     def flops_per_step(self) -> int:
-        per_token = self.shape.training_flops_per_token(self.seq_len)
-        return self.tokens_per_step * per_token
+        return self.tokens_per_step * self.flops_per_token
 
     def resolved(self, section: str) -> Any:
         """A section of the YAML, with all its interpolations resolved.

@@ -5,23 +5,32 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Literal, Mapping, Optional, Sequence
 
 from omegaconf import OmegaConf
 
 from foundry_upcycle.config import is_number
 from foundry_upcycle.documents import DocumentError, read_config
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.study.existing import ExistingCheckpoint
+from foundry_upcycle.study.section import Section
 
-__all__ = ['Hardware', 'ModelGrid', 'Phase', 'Study', 'read_study']
+__all__ = [
+    'Hardware',
+    'ModelGrid',
+    'Phase',
+    'Study',
+    'number_text',
+    'read_study',
+]
 
 # What names runs, and so files and folders.
 _NAME = re.compile(r'\w[\w.-]*')
-_REQUIRED = object()
 # What NumPy seeds its generators with, at the most.
 _MAX_SEED = 2**32 - 1
 # More than any study has.
 _MAX_FRACTION = 1_000_000
+_MAX_FLOPS = 1e30
 # Bytes of a file's name.
 _MAX_NAME = 255
 
@@ -48,10 +57,11 @@ class ModelGrid:
 
     Args:
         name: What names its runs.
-        pretrain: How the dense model is trained.
-        durations: Name -> how long, as ``max_duration`` has it (``tok``, ``ba``).
-        fractions: FLOPs of each second phase as fractions of pretraining's,
-            ascending.
+        pretrain: How the dense model is trained. None: it is there.
+        durations: Name -> how long, as ``max_duration`` has it (``tok``, ``ba``),
+            or the checkpoint of a pretraining that is over.
+        budgets: FLOPs of each second phase, ascending.
+        unit: Of the budgets: FLOPs, or fractions of those of pretraining.
         arms: Name -> how the second phase is trained.
         paper: The model of the paper that this is, such as ``436M``: its
             points are drawn behind those of a duration of the same name that is
@@ -59,11 +69,26 @@ class ModelGrid:
     """
 
     name: str
-    pretrain: Phase
-    durations: Mapping[str, str]
-    fractions: tuple[float, ...]
+    pretrain: Optional[Phase]
+    durations: Mapping[str, str | ExistingCheckpoint]
+    budgets: tuple[float, ...]
     arms: Mapping[str, Phase]
+    unit: Literal['fraction', 'FLOPs'] = 'fraction'
     paper: Optional[str] = None
+
+    def budget_flops(self, budget: float, pretraining: float) -> float:
+        """FLOPs of a second phase.
+
+        Args:
+            budget: In the model's unit.
+            pretraining: FLOPs of the dense start.
+        """
+        return budget * pretraining if self.unit == 'fraction' else budget
+
+    def budget_text(self, budget: float, form: str = 'g') -> str:
+        """A budget as one reads it: ``x0.4`` of pretraining, ``2e15 FLOPs``."""
+        text = number_text(budget, form)
+        return f'x{text}' if self.unit == 'fraction' else f'{text} FLOPs'
 
 
 @dataclass(frozen=True)
@@ -110,6 +135,11 @@ class Study:
     evaluation: Optional[Path] = None
 
 
+def number_text(value: float, form: str = 'g') -> str:
+    """A number as names have it: ``0.4``, ``2e15``."""
+    return f'{value:{form}}'.replace('e+', 'e')
+
+
 def read_study(path: str | Path) -> Study:
     """Reads a study YAML; the YAMLs that it names are relative to its folder.
 
@@ -118,7 +148,7 @@ def read_study(path: str | Path) -> Study:
             or can't be used.
     """
     path = Path(path)
-    section = _Section('', _load(path))
+    section = Section('', _load(path))
     folder = _folder(section)
     models = section.take('models', dict)
     name = section.take('name', str)
@@ -133,7 +163,14 @@ def read_study(path: str | Path) -> Study:
         name=name,
         folder=folder,
         tracking_uri=section.take('tracking_uri', str, f'{folder}/mlruns'),
-        seeds=_distinct(section, 'seeds', (int, ), 0, _MAX_SEED),
+        seeds=_distinct(
+            section,
+            'seeds',
+            (int, ),
+            0,
+            _MAX_SEED,
+            'write whole numbers.',
+        ),
         models=tuple(
             _model(path.parent, section.inside(f'models.{name}', value), name)
             for name, value in models.items()
@@ -147,7 +184,7 @@ def read_study(path: str | Path) -> Study:
     return study
 
 
-def _folder(section: '_Section') -> Path:
+def _folder(section: Section) -> Path:
     folder = section.take('folder', str)
     if max(len(os.fsencode(part)) for part in folder.split('/')) > _MAX_NAME:
         raise ConfigError(
@@ -183,94 +220,17 @@ def _load(path: Path) -> dict[Any, Any]:
     return content
 
 
-class _Section:
-    """A mapping of a YAML; knows which keys were asked for."""
-
-    def __init__(self, prefix: str, content: Any):
-        if not isinstance(content, dict):
-            raise ConfigError(
-                prefix,
-                content,
-                'it is no mapping of keys to values.',
-                'write its keys indented below it.',
-            )
-        self.prefix = prefix
-        self.content = content
-        self.known: set[str] = set()
-
-    def inside(self, key: str, content: Any) -> '_Section':
-        return _Section(self.key(key), content)
-
-    def key(self, key: str) -> str:
-        return f'{self.prefix}.{key}' if self.prefix else key
-
-    def has(self, key: str) -> bool:
-        self.known.add(key)
-        return self.content.get(key) is not None
-
-    def take(self, key: str, kind: Any, default: Any = _REQUIRED) -> Any:
-        self.known.add(key)
-        value = self.content.get(key)
-        if value is None and default is not _REQUIRED:
-            return default
-        kinds = kind if isinstance(kind, tuple) else (kind, )
-        # True is an int to Python.
-        fits = isinstance(value, kinds) and not isinstance(value, bool)
-        is_empty = not value and value != 0 and value != default
-        if not fits or is_empty:
-            raise ConfigError(
-                self.key(key),
-                value,
-                'it is missing, empty or of another type.',
-                f"set it to a {' or '.join(k.__name__ for k in kinds)}.",
-            )
-        if isinstance(value, str) and '${' in value:
-            raise ConfigError(
-                self.key(key),
-                value,
-                'a study YAML has no interpolations but in overrides.',
-                'write the value out.',
-            )
-        return value
-
-    def refuse_others(self) -> None:
-        for key, value in self.content.items():
-            if key not in self.known:
-                raise ConfigError(
-                    self.key(str(key)),
-                    value,
-                    'there is no such setting.',
-                    f"remove it; there are {', '.join(sorted(self.known))}.",
-                )
-
-
-def _model(folder: Path, section: _Section, name: str) -> ModelGrid:
+def _model(folder: Path, section: Section, name: str) -> ModelGrid:
     _check_name(section.prefix, name)
-    durations = section.take('durations', dict)
-    arms = section.take('arms', dict)
-    for key, names in (('durations', durations), ('arms', arms)):
-        for each in names:
-            _check_name(section.key(key), each)
+    in_flops = _has_instead(section, 'budgets', ('fractions', ))
     model = ModelGrid(
         name=name,
-        pretrain=_phase(
-            folder,
-            section.inside('pretrain', section.take('pretrain', dict)),
-        ),
-        durations={
-            each: str(value)
-            for each, value in durations.items()
-        },
-        fractions=tuple(
-            sorted(
-                _distinct(
-                    section, 'fractions', (float, int), None, _MAX_FRACTION
-                )
-            ),
-        ),
+        **_pretraining(folder, section),
+        budgets=_budgets(section, in_flops),
+        unit='FLOPs' if in_flops else 'fraction',
         arms={
             each: _phase(folder, section.inside(f'arms.{each}', value))
-            for each, value in arms.items()
+            for each, value in _named(section, 'arms').items()
         },
         paper=section.take('paper', str, None),
     )
@@ -278,7 +238,86 @@ def _model(folder: Path, section: _Section, name: str) -> ModelGrid:
     return model
 
 
-def _phase(folder: Path, section: _Section) -> Phase:
+def _pretraining(folder: Path, section: Section) -> dict[str, Any]:
+    """What the study trains first, or checkpoints that are there."""
+    if _has_instead(section, 'checkpoints', ('durations', 'pretrain')):
+        checkpoints = {
+            each: _checkpoint(section.inside(f'checkpoints.{each}', value))
+            for each, value in _named(section, 'checkpoints').items()
+        }
+        return {'pretrain': None, 'durations': checkpoints}
+    durations = {
+        each: str(value)
+        for each, value in _named(section, 'durations').items()
+    }
+    pretrain = section.inside('pretrain', section.take('pretrain', dict))
+    return {'pretrain': _phase(folder, pretrain), 'durations': durations}
+
+
+def _checkpoint(section: Section) -> ExistingCheckpoint:
+    path = section.take('path', str)
+    spent = {
+        key: section.take(key, (float, int), None)
+        for key in ('tokens', 'flops')
+    }
+    section.refuse_others()
+    given = {key: value for key, value in spent.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(
+            section.prefix,
+            given,
+            'what pretraining cost follows from one of tokens and flops.',
+            'write the tokens that the model has seen, or the FLOPs.',
+        )
+    ((key, value), ) = given.items()
+    if not _is_positive(value) or value > _MAX_FLOPS:
+        raise ConfigError(
+            section.key(key),
+            value,
+            'no model has been trained for as many.',
+            f'write a number above 0, up to {_MAX_FLOPS:g}, such as 2.0e12.',
+        )
+    return ExistingCheckpoint.named(section.key('path'), path, **given)
+
+
+def _budgets(section: Section, in_flops: bool) -> tuple[float, ...]:
+    if in_flops:
+        key, maximum = 'budgets', _MAX_FLOPS
+        fix = 'write FLOPs above 0, such as 2.0e15.'
+    else:
+        key, maximum = 'fractions', _MAX_FRACTION
+        fix = 'write fractions of the pretraining FLOPs above 0, such as 0.1.'
+    values = _distinct(section, key, (float, int), None, maximum, fix)
+    return tuple(sorted(values))
+
+
+def _has_instead(
+    section: Section,
+    key: str,
+    others: Sequence[str],
+) -> bool:
+    """Whether a key is there, in place of others."""
+    there = [other for other in others if section.has(other)]
+    if not section.has(key):
+        return False
+    if there:
+        raise ConfigError(
+            section.key(key),
+            section.content[key],
+            f"it stands in place of {' and '.join(others)}.",
+            f"remove it, or {' and '.join(there)}.",
+        )
+    return True
+
+
+def _named(section: Section, key: str) -> dict[str, Any]:
+    values = section.take(key, dict)
+    for name in values:
+        _check_name(section.key(key), name)
+    return values
+
+
+def _phase(folder: Path, section: Section) -> Phase:
     lr = section.take('lr', (float, list), ())
     if isinstance(lr, float):
         lr = [lr]
@@ -301,7 +340,7 @@ def _phase(folder: Path, section: _Section) -> Phase:
     return phase
 
 
-def _hardware(section: _Section) -> Hardware:
+def _hardware(section: Section) -> Hardware:
     hardware = section.inside('hardware', section.take('hardware', dict))
     found = Hardware(
         name=hardware.take('name', str),
@@ -322,11 +361,12 @@ def _hardware(section: _Section) -> Hardware:
 
 
 def _distinct(
-    section: _Section,
+    section: Section,
     key: str,
     kinds: tuple[type, ...],
     minimum: Optional[float],
     maximum: float,
+    fix: str,
 ) -> tuple[Any, ...]:
     values = section.take(key, list)
     for value in values:
@@ -341,8 +381,7 @@ def _distinct(
                 value,
                 'it is no number, too small, or above '
                 f'{maximum:,}.' if fits else 'it is no number, or too small.',
-                'write fractions of the pretraining FLOPs above 0, such as '
-                '0.1.' if minimum is None else 'write whole numbers.',
+                fix,
             )
     _require_once(section.key(key), values)
     return tuple(values)
@@ -363,7 +402,7 @@ def _is_positive(value: Any) -> bool:
     return is_number(value) and 0 < value < math.inf
 
 
-def _yaml(folder: Path, section: _Section, key: str) -> Path:
+def _yaml(folder: Path, section: Section, key: str) -> Path:
     path = folder / section.take(key, str)
     if not os.path.isfile(path):  # Of a name that can't be, too.
         raise ConfigError(

@@ -1,7 +1,7 @@
 """The runs of a study: what each trains, for how long, after which others."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Iterator, Literal, Mapping, Optional, Sequence
 
@@ -10,8 +10,9 @@ from foundry_upcycle.planning.duration import parse_duration
 from foundry_upcycle.planning.flops import ModelShape
 from foundry_upcycle.planning.isoflop import steps_for_budget
 from foundry_upcycle.study.base_yaml import BaseYaml, require_same_model
-from foundry_upcycle.study.config import ModelGrid, Study
+from foundry_upcycle.study.config import ModelGrid, Phase, Study, number_text
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
+from foundry_upcycle.study.existing import ExistingCheckpoint
 from foundry_upcycle.study.paper import paper_durations
 
 __all__ = ['Grid', 'Place', 'Role', 'Run', 'evaluation_run_name', 'plan_grid']
@@ -33,15 +34,15 @@ class Place:
         model: The dense model.
         duration: Name of its pretraining.
         arm: Name of the second phase; None of the dense start.
-        fraction: FLOPs of the second phase as a fraction of pretraining's; 0
-            of the dense start.
+        budget: FLOPs of the second phase, in the unit of the model's budgets;
+            0 of the dense start.
         seed: Of the second phase; None of the dense start.
     """
 
     model: str
     duration: str
     arm: Optional[str] = None
-    fraction: float = 0.0
+    budget: float = 0.0
     seed: Optional[int] = None
 
     @property
@@ -50,12 +51,12 @@ class Place:
         dense = f'{self.model}_{self.duration}'
         if self.arm is None:
             return dense
-        return f'{dense}_{self.arm}_{self.fraction:g}_s{self.seed}'
+        return f'{dense}_{self.arm}_{number_text(self.budget)}_s{self.seed}'
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
+    """One training run, or a dense start that is there.
 
     Args:
         name: In MLflow, and of its files and its folder.
@@ -63,10 +64,12 @@ class Run:
         place: Where it stands. The runs of a sweep share theirs: the best of
             them becomes the grid's.
         base: The YAML that it is made of.
-        n_steps: Optimizer steps.
+        n_steps: Optimizer steps; 0 of a checkpoint.
         needs: Runs that must be finished before.
         learning_rate: None: the YAML's own, or, where the arm has a sweep,
             the one that the sweep finds.
+        checkpoint: A dense start that the study does not train; its base is
+            the YAML that goes on with it.
     """
 
     name: str
@@ -76,13 +79,17 @@ class Run:
     n_steps: int
     needs: tuple[str, ...] = ()
     learning_rate: Optional[float] = None
+    checkpoint: Optional[ExistingCheckpoint] = None
 
     @property
     def shape(self) -> ModelShape:
         return self.base.shape
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
+        if self.checkpoint is not None:
+            given = self.checkpoint.tokens
+            return given or self.flops / self.base.flops_per_token
         return self.n_steps * self.base.tokens_per_step
 
     @property
@@ -90,7 +97,10 @@ class Run:
         return self.base.flops_per_step
 
     @property
-    def flops(self) -> int:
+    def flops(self) -> float:
+        if self.checkpoint is not None:
+            given = self.checkpoint.flops
+            return given or self.tokens * self.base.flops_per_token
         return self.n_steps * self.flops_per_step
 
 
@@ -116,9 +126,19 @@ class Grid:
         return {run.name: run for run in self.runs}
 
     @cached_property
+    def trainings(self) -> tuple[Run, ...]:
+        """What is to be trained: all but checkpoints that are there."""
+        return tuple(run for run in self.runs if run.checkpoint is None)
+
+    @cached_property
     def places(self) -> tuple[Place, ...]:
         """What a report has results of, dense starts included."""
         return tuple(dict.fromkeys(run.place for run in self.runs))
+
+    def model(self, run: Run) -> ModelGrid:
+        """The model that a run is of."""
+        name = run.place.model
+        return next(m for m in self.study.models if m.name == name)
 
     def candidates(self, place: Place) -> tuple[Run, ...]:
         """The run of a place; several where a sweep chooses among them."""
@@ -130,7 +150,7 @@ class Grid:
         return tuple(other for other in needed if other.role == 'sweep')
 
     def dense_start(self, run: Run) -> Run:
-        """The dense run that a second phase goes on from."""
+        """The dense model that a second phase goes on from."""
         return self[Place(run.place.model, run.place.duration).name]
 
 
@@ -142,9 +162,9 @@ def evaluation_run_name(name: str) -> str:
 def plan_grid(study: Study) -> Grid:
     """Plans the runs of a study from its YAMLs.
 
-    The FLOPs of a second phase are a fraction of those that its dense start
-    took, in whole steps. A sweep is run at the cheapest pretraining and the
-    smallest fraction, with the first seed (paper, section 3).
+    The FLOPs of a second phase are its budget, or that fraction of those that
+    its dense start took, in whole steps. A sweep is run at the cheapest
+    pretraining and the smallest budget, with the first seed (paper, section 3).
 
     Raises:
         ConfigError: A YAML or the budget can't be used, an arm trains another
@@ -208,45 +228,61 @@ def _refuse_unknown_variables(grid: Grid) -> None:
 def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:
     key = f'models.{model.name}'
     paper_durations(model)  # Raises where the paper has no such model.
-    base = _read_pretraining(key, study, model)
+    base = None
+    if model.pretrain is not None:
+        base = _read_pretraining(key, study, model.pretrain)
+    arms = {
+        name: BaseYaml.read(f'{key}.arms.{name}', phase, study.variables)
+        for name, phase in model.arms.items()
+    }
+    base = base or _first_dense(key, arms)
     starts = [
-        _plan_dense(key, model, base, name, text)
-        for name, text in model.durations.items()
+        _plan_start(key, model, base, name, start)
+        for name, start in model.durations.items()
     ]
     yield from starts
     cheapest = min(starts, key=lambda run: run.flops)
-    for name, phase in model.arms.items():
-        arm = BaseYaml.read(f'{key}.arms.{name}', phase, study.variables)
+    for name, arm in arms.items():
         require_same_model(base, arm)
         first = Place(
             model.name,
             cheapest.place.duration,
             name,
-            model.fractions[0],
+            model.budgets[0],
             study.seeds[0],
         )
-        sweep = _plan_sweep(key, cheapest, arm, first)
+        sweep = _plan_sweep(key, model, cheapest, arm, first)
         yield from sweep
         for start in starts:
-            for fraction in model.fractions:
+            for budget in model.budgets:
                 for seed in study.seeds:
                     duration = start.place.duration
-                    place = Place(model.name, duration, name, fraction, seed)
+                    place = Place(model.name, duration, name, budget, seed)
                     # That one is the best of the sweep.
                     if not (sweep and place == first):
-                        yield _plan_arm(key, start, arm, place, sweep)
+                        yield _plan_arm(key, model, start, arm, place, sweep)
 
 
-def _read_pretraining(key: str, study: Study, model: ModelGrid) -> BaseYaml:
-    base = BaseYaml.read(
-        f'{key}.pretrain',
-        model.pretrain,
-        study.variables,
+def _first_dense(key: str, arms: Mapping[str, BaseYaml]) -> BaseYaml:
+    """The YAML that says what checkpoints are models of."""
+    for arm in arms.values():
+        if not arm.is_upcycling:
+            return replace(arm, key=f'{key}.checkpoints')
+    raise ConfigError(
+        f'{key}.arms',
+        list(arms),
+        'none goes on with the dense model, and only the YAML of such an arm '
+        'says what the checkpoint is a model of.',
+        'add continued pretraining, a train YAML of mpt_causal_lm.',
     )
-    if len(model.pretrain.learning_rates) > 1:
+
+
+def _read_pretraining(key: str, study: Study, phase: Phase) -> BaseYaml:
+    base = BaseYaml.read(f'{key}.pretrain', phase, study.variables)
+    if len(phase.learning_rates) > 1:
         raise ConfigError(
             f'{key}.pretrain.lr',
-            list(model.pretrain.learning_rates),
+            list(phase.learning_rates),
             'only arms are swept.',
             'write one learning rate.',
         )
@@ -260,7 +296,20 @@ def _read_pretraining(key: str, study: Study, model: ModelGrid) -> BaseYaml:
     return base
 
 
-def _plan_dense(
+def _plan_start(
+    key: str,
+    model: ModelGrid,
+    base: BaseYaml,
+    name: str,
+    start: str | ExistingCheckpoint,
+) -> Run:
+    if isinstance(start, str):
+        return _plan_pretraining(key, model, base, name, start)
+    place = Place(model.name, name)
+    return Run(place.name, 'dense', place, base, 0, checkpoint=start)
+
+
+def _plan_pretraining(
     key: str,
     model: ModelGrid,
     base: BaseYaml,
@@ -292,6 +341,7 @@ def _plan_dense(
 
 def _plan_sweep(
     key: str,
+    model: ModelGrid,
     start: Run,
     arm: BaseYaml,
     place: Place,
@@ -299,7 +349,7 @@ def _plan_sweep(
     rates = arm.phase.learning_rates
     if len(rates) < 2:
         return ()
-    n_steps = _matched_steps(key, start, arm, place.fraction)
+    n_steps = _matched_steps(key, model, start, arm, place.budget)
     return tuple(
         Run(
             f'{place.name}_lr{rate:g}',
@@ -315,6 +365,7 @@ def _plan_sweep(
 
 def _plan_arm(
     key: str,
+    model: ModelGrid,
     start: Run,
     arm: BaseYaml,
     place: Place,
@@ -326,7 +377,7 @@ def _plan_arm(
         'arm',
         place,
         arm,
-        _matched_steps(key, start, arm, place.fraction),
+        _matched_steps(key, model, start, arm, place.budget),
         (start.name, *(run.name for run in sweep)),
         rates[0] if len(rates) == 1 else None,
     )
@@ -334,33 +385,32 @@ def _plan_arm(
 
 def _matched_steps(
     key: str,
+    model: ModelGrid,
     start: Run,
     arm: BaseYaml,
-    fraction: float,
+    budget: float,
 ) -> int:
-    key = f'{key}.fractions'
-    budget = fraction * start.flops
-    if budget < arm.flops_per_step:
+    if model.unit == 'fraction':
+        key, says = f'{key}.fractions', f'of the FLOPs of {start.name} it buys '
+        ways = ['raise it', 'pretrain longer']
+    else:
+        key, says, ways = f'{key}.budgets', 'it buys ', ['raise it']
+    flops = model.budget_flops(budget, start.flops)
+    if flops < arm.flops_per_step:
         raise ConfigError(
             key,
-            fraction,
-            f'of the FLOPs of {start.name} it buys less than a step of '
-            f'{arm.path}.',
-            'raise it, or pretrain longer.',
+            budget,
+            f'{says}less than a step of {arm.path}.',
+            f"{', or '.join(ways)}.",
         )
-    n_steps, deviation = steps_for_budget(budget, arm.flops_per_step, 1)
-    arm.require_warmup_shorter(
-        key,
-        fraction,
-        n_steps,
-        f'of the FLOPs of {start.name} it buys ',
-    )
+    n_steps, deviation = steps_for_budget(flops, arm.flops_per_step, 1)
+    arm.require_warmup_shorter(key, budget, n_steps, says)
     if abs(deviation) > _FLOPS_TOLERANCE:
         raise ConfigError(
             key,
-            fraction,
+            budget,
             f'the nearest whole number of steps of {arm.path}, {n_steps}, '
             f'costs {deviation:+.1%} FLOPs.',
-            'raise it, pretrain longer, or lower global_train_batch_size.',
+            f"{', '.join(ways)}, or lower global_train_batch_size.",
         )
     return n_steps

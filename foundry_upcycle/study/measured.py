@@ -55,7 +55,12 @@ class Measured:
         return max((step for step, _ in self._saved(run)), default=0)
 
     def is_trained(self, run: Run) -> bool:
-        """Whether the last step is done, saved and logged."""
+        """Whether the last step is done, saved and logged.
+
+        Of a checkpoint that is there, always.
+        """
+        if run.checkpoint is not None:
+            return True
         steps, _ = self._train_loss(run)
         if self.n_steps(run) != run.n_steps or not len(steps):
             return False
@@ -148,7 +153,8 @@ class Measured:
 
     def _answers(self, run: Run) -> Optional[ModelResults]:
         folder = RunFiles(self.grid.study, run.name).answers
-        saved = max((time for _, time in self._saved(run)), default=math.inf)
+        never = math.inf if run.checkpoint is None else -math.inf
+        saved = max((time for _, time in self._saved(run)), default=never)
         # One that goes on, or died, ends in .partial.
         files = [
             path for path in folder.glob('*.json')

@@ -18,9 +18,9 @@ def plan_lines(grid: Grid) -> Iterator[str]:
     hardware = grid.study.hardware
     titles = ['run', 'active', 'lr', 'steps', 'tokens', 'FLOPs', 'fraction']
     rows = [_plan_row(grid, run) for run in grid.runs]
-    flops = sum(run.flops for run in grid.runs)
+    flops = sum(run.flops for run in grid.trainings)
     total = ['all', '', '', '', '', f'{flops:.3g}', '']
-    hours = ['hours', *(_hours(hardware.hours(r.flops)) for r in grid.runs)]
+    hours = ['hours', *(_run_hours(grid, run) for run in grid.runs)]
     hours.append(_hours(hardware.hours(flops)))
     table = [[*row, cell] for row, cell in zip([titles, *rows, total], hours)]
     papers = [_paper_tokens(grid, run) for run in grid.runs]
@@ -57,7 +57,7 @@ def status_lines(grid: Grid) -> Iterator[str]:
         n_done += found in ('done', 'not needed')
         rows.append([task.name, found, steps, loss])
     yield from _columns([['task', 'state', 'saved steps', 'final loss'], *rows])
-    share = flops / sum(run.flops for run in grid.runs)
+    share = flops / sum(run.flops for run in grid.trainings)
     yield ''
     yield f'{n_done} of {len(tasks)} tasks, {share:.0%} of the training FLOPs'
 
@@ -67,34 +67,45 @@ def _plan_row(grid: Grid, run: Run) -> list[str]:
         rate = 'swept'
     else:
         rate = f'{run.learning_rate or run.base.config.optimizer.lr:g}'
-    start = grid.dense_start(run)
+    start, n_steps = grid.dense_start(run), f'{run.n_steps:,}'
+    if run.checkpoint is not None:
+        rate = n_steps = ''
     return [
         run.name,
         f'{run.shape.n_active_params / 1e6:,.1f}M',
         rate,
-        f'{run.n_steps:,}',
+        n_steps,
         f'{run.tokens:.3g}',
         f'{run.flops:.3g}',
-        '' if run is start else f'{run.flops / start.flops:.3f}',
+        '' if run is start else _fraction(run.flops / start.flops),
     ]
 
 
 def _paper_tokens(grid: Grid, run: Run) -> Optional[float]:
     """What the paper prints for a run; None where it has no such run."""
     place = run.place
-    model = next(m for m in grid.study.models if m.name == place.model)
-    duration = paper_durations(model).get(place.duration)
+    duration = paper_durations(grid.model(run)).get(place.duration)
     if duration is None:
         return None
     if place.arm is None:
         return duration.pretraining_tokens
     arm = 'upcycled' if run.base.is_upcycling else 'cpt'
-    point = duration.arms[arm].get(place.fraction)
+    point = duration.arms[arm].get(place.budget)
     return None if point is None else point.tokens
 
 
 def _compared(run: Run, paper: Optional[float]) -> str:
     return '' if paper is None else f'{paper:.3g} {run.tokens / paper:6.1%}'
+
+
+def _fraction(fraction: float) -> str:
+    return f'{fraction:.3f}' if fraction >= 0.001 else f'{fraction:.1e}'
+
+
+def _run_hours(grid: Grid, run: Run) -> str:
+    if run.checkpoint is not None:
+        return ''
+    return _hours(grid.study.hardware.hours(run.flops))
 
 
 def _hours(hours: float) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Optional
 
 import yaml
 
@@ -78,13 +78,22 @@ def paper_durations(model: ModelGrid) -> Mapping[str, PaperDuration]:
     """What to draw behind a model's points, by the names of its durations.
 
     A duration is the paper's where it has the paper's name and, within 3 %, as
-    many tokens; one in steps is not.
+    many tokens; one in steps or FLOPs is not.
 
     Raises:
-        ConfigError: The paper has no such model, or a duration is none.
+        ConfigError: The paper has no such model, or none with such budgets, or
+            a duration is none.
     """
     if model.paper is None:
         return {}
+    if model.unit != 'fraction':
+        raise ConfigError(
+            f'models.{model.name}.paper',
+            model.paper,
+            "the paper's points are at fractions of the FLOPs of pretraining, "
+            'and the model has budgets.',
+            'write fractions, or remove it.',
+        )
     paper = load_paper()
     if model.paper not in paper:
         raise ConfigError(
@@ -101,7 +110,15 @@ def paper_durations(model: ModelGrid) -> Mapping[str, PaperDuration]:
 
 
 def _is_as_long(model: ModelGrid, name: str, paper: PaperDuration) -> bool:
-    key = f'models.{model.name}.durations.{name}'
-    duration = parse_duration(key, model.durations[name])
-    deviation = duration.value / paper.pretraining_tokens - 1
-    return duration.unit == 'tok' and abs(deviation) <= _TOLERANCE
+    tokens = _tokens(model, name)
+    if tokens is None:
+        return False
+    return abs(tokens / paper.pretraining_tokens - 1) <= _TOLERANCE
+
+
+def _tokens(model: ModelGrid, name: str) -> Optional[float]:
+    start = model.durations[name]
+    if not isinstance(start, str):
+        return start.tokens
+    duration = parse_duration(f'models.{model.name}.durations.{name}', start)
+    return duration.value if duration.unit == 'tok' else None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Container, Iterable, Mapping, Optional
 
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.files import write_whole
 from foundry_upcycle.study.config import Study
 from foundry_upcycle.study.earlier import renew_evaluations
@@ -39,10 +39,12 @@ def write_yamls(grid: Grid, measured: Optional[Measured] = None) -> None:
         ConfigError: As ``require_unchanged``, of trainings; or a file that no
             study planned is in the way; or an evaluation that is to be done
             anew still goes on.
+        CheckpointError: A checkpoint that runs have started from is not there.
     """
     measured = measured or Measured(grid)
     texts = _all_texts(measured)
     started = _started(measured)
+    _require_checkpoints(measured.grid, started)
     _refuse_changes(measured, started, _of_trainings(measured.grid, texts))
     planned = [
         path for path in grid.study.folder.glob('yamls/*.yaml')
@@ -55,6 +57,20 @@ def write_yamls(grid: Grid, measured: Optional[Measured] = None) -> None:
     renew_evaluations(measured, started, texts)
     for path, text in texts.items():
         write_whole(path, text)
+
+
+def _require_checkpoints(grid: Grid, started: Container[Path]) -> None:
+    """Raises where what tells it from others would be written over."""
+    for run in grid.runs:
+        checkpoint = grid.dense_start(run).checkpoint
+        files = RunFiles(grid.study, run.name)
+        is_started = files.train_yaml in started or files.eval_yaml in started
+        if checkpoint and checkpoint.identity is None and is_started:
+            raise CheckpointError(
+                checkpoint.path,
+                f'it is not there, and {run.name} has started from it.',
+                'put it back, or a link to where it is now.',
+            )
 
 
 def _refuse_others(
@@ -169,7 +185,8 @@ def _all_texts(measured: Measured) -> dict[Path, str]:
     for run in grid.runs:
         files = RunFiles(grid.study, run.name)
         rate = measured.learning_rate(run)
-        if rate is not None or not grid.sweep_for(run):
+        if run.checkpoint is None and (rate is not None
+                                       or not grid.sweep_for(run)):
             texts[files.train_yaml] = train_yaml(grid, run, rate)
         if grid.evaluation is not None:
             texts[files.eval_yaml] = eval_yaml(grid, grid.evaluation, run)

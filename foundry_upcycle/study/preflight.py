@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.base_yaml import BaseYaml
-from foundry_upcycle.study.grid import Grid
+from foundry_upcycle.study.grid import Grid, Run
 from foundry_upcycle.study.run_files import RunFiles
 
 __all__ = ['check_runs']
@@ -34,7 +34,8 @@ def check_runs(grid: Grid) -> None:
 
     Raises:
         ConfigError: Foundry would refuse a YAML, or a task; or an arm computes
-            something else than its dense start.
+            something else than its dense start, or can't load it.
+        CheckpointError: A checkpoint can't be opened.
         TaskDataError: A task's file can't be used.
     """
     # It imports torch and LLM Foundry.
@@ -47,9 +48,8 @@ def check_runs(grid: Grid) -> None:
         is_first = run.base.key not in checked
         if yaml.exists():
             _check_training(yaml, build=is_first)
-        if is_first and run.role != 'dense':
-            _require_same_function(grid.dense_start(run).base, run.base)
         checked.add(run.base.key)
+    _check_starts(grid)
     if grid.evaluation is not None:
         # They differ in the model alone.
         yaml = RunFiles(grid.study, grid.runs[0].name).eval_yaml
@@ -185,25 +185,58 @@ def _check_names(
             registry.dataloaders.get(loader['name'])
 
 
-def _require_same_function(dense: BaseYaml, arm: BaseYaml) -> None:
-    """Checks what no size shows: heads, rotary positions, norms, activation."""
+def _check_starts(grid: Grid) -> None:
+    """Checks that each arm goes on with what each of its dense starts is."""
+    checked: set[tuple[str, str]] = set()
+    for run in grid.runs:
+        start, arm = grid.dense_start(run), run.base
+        if run.role != 'dense' and (start.name, arm.key) not in checked:
+            checked.add((start.name, arm.key))
+            _require_same_function(_dense(start), arm)
+            if start.checkpoint is not None and not arm.is_upcycling:
+                _require_loadable(start.checkpoint.path, arm)
+
+
+def _dense(start: Run) -> Any:
+    """What is asked of the checkpoint that an arm will start from."""
     # They import torch and LLM Foundry.
     from foundry_upcycle.checkpoints.base import flatten
+    from foundry_upcycle.checkpoints.open import open_checkpoint
+    if start.checkpoint is not None:
+        return open_checkpoint(start.checkpoint.path)
+    return SimpleNamespace(
+        path=start.base.path,
+        model_config=flatten(_model(start.base)),
+    )
+
+
+def _require_loadable(path: str, arm: BaseYaml) -> None:
+    """Checks that Composer loads the kind of checkpoint that there is."""
+    kinds = {False: 'a file', True: 'a sharded folder'}
+    loads, there = arm.saves_sharded, os.path.isdir(path)
+    if loads != there:
+        state_dict_type = 'sharded' if there else 'full'
+        raise ConfigError(
+            f'{arm.path}: fsdp_config.state_dict_type',
+            'sharded' if loads else None,
+            f'with it Composer loads {kinds[loads]}, and {path} is '
+            f'{kinds[there]}.',
+            f'set it to {state_dict_type}, here or in overrides.',
+        )
+
+
+def _require_same_function(dense: Any, arm: BaseYaml) -> None:
+    """Checks what no size shows: heads, rotary positions, norms, activation."""
+    # They import torch and LLM Foundry.
     from foundry_upcycle.checkpoints.exactness import (
         check_same_function,
         check_same_model,
     )
-
-    # What is asked of the checkpoint that the arm will start from.
-    start: Any = SimpleNamespace(
-        path=dense.path,
-        model_config=flatten(_model(dense)),
-    )
     try:
         if arm.is_upcycling:
-            check_same_function(start, _model(arm))
+            check_same_function(dense, _model(arm))
         else:
-            check_same_model(start, _model(arm), 'model')
+            check_same_model(dense, _model(arm), 'model')
     except ConfigError as error:
         error.args = (f'{arm.path}: {error}', )
         raise

@@ -56,7 +56,7 @@ class RunResult:
     Args:
         run: What was run.
         train_loss: (steps,) cross entropy of each, in nats a token, without
-            any auxiliary loss.
+            any auxiliary loss; none of a checkpoint that was there.
         evaluation: None of a run that is not evaluated (yet): of a sweep only
             the best is.
         expert_load: None of a dense model, or where it was not logged.

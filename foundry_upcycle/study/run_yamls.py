@@ -7,10 +7,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.base_yaml import BaseYaml
-from foundry_upcycle.study.config import Study
+from foundry_upcycle.study.config import number_text
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
 from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
 from foundry_upcycle.study.run_files import RunFiles
+from foundry_upcycle.study.settings import CHECKPOINT_TAG
 
 __all__ = ['HEADER', 'eval_yaml', 'last_checkpoint_name', 'train_yaml']
 
@@ -56,7 +57,7 @@ def eval_yaml(grid: Grid, evaluation: EvaluationYaml, run: Run) -> str:
         'callbacks.icl_results.folder': str(files.answers),
         # An evaluation that died is done again.
         'callbacks.icl_results.overwrite': True,
-        'loggers.mlflow': _mlflow(grid.study, run),
+        'loggers.mlflow': _mlflow(grid, run),
     }
     return _text(evaluation.config, settings, evaluation.path)
 
@@ -75,12 +76,12 @@ def _train_settings(
         # What is done is told by the names of Composer's default.
         'save_filename': _GONE,
         'save_latest_filename': _GONE,
-        'loggers.mlflow': _mlflow(grid.study, run),
+        'loggers.mlflow': _mlflow(grid, run),
     }
     if run.place.seed is not None:
         settings.update(_seeds(run.base, run.place.seed))
     if run.role != 'dense':
-        start = _last_checkpoint(grid, grid.dense_start(run))
+        start = _checkpoint(grid, grid.dense_start(run))
         settings.update(_start(run.base, start))
     if rate is not None:
         settings.update(_learning_rate(run.base, rate))
@@ -146,25 +147,30 @@ def last_checkpoint_name(base: BaseYaml) -> str:
     FSDP2's default have the name of a file, and the file of one GPU, where
     there is no FSDP, may have that of a folder.
     """
-    fsdp = OmegaConf.select(base.config, 'fsdp_config') or {}
-    if fsdp.get('state_dict_type') == 'sharded':
-        return 'latest-sharded-rank0'
-    return 'latest-rank0.pt'
+    return 'latest-sharded-rank0' if base.saves_sharded else 'latest-rank0.pt'
 
 
-def _last_checkpoint(grid: Grid, run: Run) -> str:
+def _checkpoint(grid: Grid, run: Run) -> str:
+    """Of a run that is done."""
+    if run.checkpoint is not None:
+        return run.checkpoint.path
     folder = RunFiles(grid.study, run.name).checkpoints
     return str(folder / last_checkpoint_name(run.base))
 
 
-def _mlflow(study: Study, run: Run) -> dict[str, Any]:
+def _mlflow(grid: Grid, run: Run) -> dict[str, Any]:
     """Whole: metrics that are renamed or left out would not be found."""
+    study = grid.study
     tags = {
         'model': run.place.model,
         'duration': run.place.duration,
         'arm': run.place.arm or 'dense',
-        'fraction': f'{run.place.fraction:g}',
+        grid.model(run).unit: number_text(run.place.budget),
     }
+    start = grid.dense_start(run).checkpoint
+    if start is not None and start.identity is not None:
+        # So that a run is not compared with one of another start.
+        tags[CHECKPOINT_TAG] = start.identity
     return {
         'experiment_name': study.name,
         'tracking_uri': study.tracking_uri,
@@ -186,7 +192,7 @@ def _model_entry(grid: Grid, run: Run) -> dict[str, Any]:
         model['init_device'] = 'mixed'
     return {
         'model_name': run.name,
-        'load_path': _last_checkpoint(grid, run),
+        'load_path': _checkpoint(grid, run),
         'tokenizer': tokenizer,
         'model': model,
     }

@@ -286,7 +286,8 @@ def _refuse_foreign_runs(measured: Measured) -> None:
     study = measured.grid.study
     for task in list_tasks(measured.grid):
         files = RunFiles(study, task.run.name)
-        is_new = not (files.train_log.exists() or files.checkpoints.exists())
+        traces = files.train_log, files.checkpoints, task.lock(study)
+        is_new = not any(trace.exists() for trace in traces)
         if is_new and measured.tracking.keys(task.name):
             raise ConfigError(
                 'name',

@@ -14,8 +14,13 @@ from foundry_upcycle.documents import DocumentError, read_config
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.duration import parse_duration
 
-__all__ = ['difference', 'digest']
+__all__ = ['CHECKPOINT_TAG', 'difference', 'digest']
 
+# MLflow's tag of what tells a dense checkpoint from others; there is none
+# while the checkpoint is not there.
+CHECKPOINT_TAG = 'checkpoint'
+
+_TAGS = 'loggers.mlflow.tags'
 # Settings that may differ after a run has started.
 _FREE = (
     'console_log_interval',
@@ -33,7 +38,8 @@ _FREE = (
 def difference(path: Path, text: str, folder: Path) -> str:
     """Where a YAML and its new text set something else; '' if nowhere.
 
-    Interpolations are resolved. The order of keys, and how a number, a duration
+    Interpolations are resolved. A checkpoint that is not there is the same as
+    any. The order of keys, and how a number, a duration
     or a path in the study's folder is written, make no difference.
 
     Args:
@@ -46,8 +52,12 @@ def difference(path: Path, text: str, folder: Path) -> str:
     """
     if path.read_bytes() == text.encode():
         return ''
-    before = _settings(_read(path), folder)
-    now = _settings(OmegaConf.create(text), folder)
+    started, planned = _read(path), OmegaConf.create(text)
+    if OmegaConf.select(planned, f'{_TAGS}.{CHECKPOINT_TAG}') is None:
+        # It isn't there any more, and nothing can be told of it.
+        tags = OmegaConf.select(started, _TAGS) or {}
+        tags.pop(CHECKPOINT_TAG, None)
+    before, now = _settings(started, folder), _settings(planned, folder)
     lines = difflib.unified_diff(
         _lines(before),
         _lines(_in_the_order_of(before, now)),

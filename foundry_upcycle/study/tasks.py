@@ -59,7 +59,8 @@ def list_tasks(grid: Grid) -> tuple[Task, ...]:
 
 def _tasks(grid: Grid) -> Iterator[Task]:
     for run in grid.runs:
-        yield Task('train', run)
+        if run.checkpoint is None:
+            yield Task('train', run)
         if grid.evaluation is None:
             continue
         if run.role != 'sweep':

@@ -28,7 +28,7 @@ def require_variables_used(grid: Grid) -> None:
     for name, value in grid.study.variables.items():
         if not any(_uses(config, name) for config in configs.values()):
             raise _unused(f'variables.{name}', value)
-    for base in {run.base.key: run.base for run in grid.runs}.values():
+    for base in {run.base.key: run.base for run in grid.trainings}.values():
         for name, value in _mapping(base.phase.overrides.get('variables')):
             if not _uses(configs[base.key], name):
                 raise _unused(f'{base.key}.overrides.variables.{name}', value)
@@ -36,7 +36,7 @@ def require_variables_used(grid: Grid) -> None:
 
 def _texts(grid: Grid) -> Iterator[tuple[str, str]]:
     """One of each phase, and one evaluation."""
-    of_phase = {run.base.key: run for run in reversed(grid.runs)}
+    of_phase = {run.base.key: run for run in reversed(grid.trainings)}
     for key, run in of_phase.items():
         rates = run.base.phase.learning_rates
         yield key, train_yaml(grid, run, rates[0] if rates else None)

@@ -51,7 +51,7 @@ def test_what_a_study_says(files: StudyFiles, tmp_path: Path):
                     'short': '200ba',
                     'long': '400ba'
                 },
-                fractions=(0.5, 1),
+                budgets=(0.5, 1),
                 arms={
                     'cpt':
                     Phase(tmp_path / 'cpt.yaml', {}, (1e-4, )),
@@ -91,7 +91,7 @@ def test_several_models(files: StudyFiles):
     files.set('study', 'models.n.fractions', [0.25])
     models = files.study().models
     assert [model.name for model in models] == ['m', 'n']
-    assert [model.fractions for model in models] == [(0.5, 1.0), (0.25, )]
+    assert [model.budgets for model in models] == [(0.5, 1.0), (0.25, )]
 
 
 def test_hours_of_a_device():
@@ -145,7 +145,7 @@ def test_numbers_are_read_as_foundry_reads_them(files: StudyFiles):
     assert arms['cpt'].learning_rates == (5e-5, )
     assert arms['cpt'].overrides == {'a': 5e-5}
     assert arms['upcycled'].learning_rates == (5e-5, 1.0)
-    assert study.models[0].fractions == (5e-5, )
+    assert study.models[0].budgets == (5e-5, )
     assert study.variables == {'a': 5e-5}
     assert study.hardware.peak_flops == 5e-5
 
@@ -238,8 +238,8 @@ def test_a_missing_key(files: StudyFiles, key: str, kind: str):
         ('hardware.mfu', True, f'hardware.mfu=True: {OF_ANOTHER_TYPE}float'),
         ('sedes', [17], f'sedes=.17.: {NO_SETTING}evaluation, folder, hardware, '
          'models, name, seeds, tracking_uri, variables'),
-        ('models.m.arm', {}, f'models.m.arm={{}}: {NO_SETTING}arms, durations, '
-         'fractions, paper, pretrain'),
+        ('models.m.arm', {}, f'models.m.arm={{}}: {NO_SETTING}arms, budgets, '
+         'checkpoints, durations, fractions, paper, pretrain'),
         ('models.m.pretrain.yml', 'a', f"train.yml='a': {NO_SETTING}lr, overri"),
         ('models.m.arms.cpt.rate', 1, f'arms.cpt.rate=1: {NO_SETTING}lr, over'),
         ('hardware.watts', 700, f'hardware.watts=700: {NO_SETTING}mfu, name, pe'),

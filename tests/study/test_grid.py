@@ -34,7 +34,7 @@ def test_tokens_are_the_papers(papers: tuple[str, Grid]):
     (model, ) = grid.study.models
     points = iter(PAPER_TOKENS[size])
     for duration in model.durations:
-        for fraction in model.fractions:
+        for fraction in model.budgets:
             for arm, tokens in zip(('cpt', 'upcycled'), next(points)):
                 place = Place(size, duration, arm, fraction, 17)
                 (run, ) = grid.candidates(place)
@@ -46,11 +46,11 @@ def test_arms_cost_fractions_of_the_pretraining(papers: tuple[str, Grid]):
     _, grid = papers
     (model, ) = grid.study.models
     arms = [run for run in grid.runs if run.role == 'arm']
-    n_points = len(model.durations) * len(model.fractions)
+    n_points = len(model.durations) * len(model.budgets)
     assert len(arms) == 2 * n_points
     assert len(grid.runs) == 2 * n_points + len(model.durations)
     for run in arms:
-        budget = run.place.fraction * grid.dense_start(run).flops
+        budget = run.place.budget * grid.dense_start(run).flops
         assert run.flops == pytest.approx(budget, rel=0.01)
     assert_needs_come_first(grid)
 

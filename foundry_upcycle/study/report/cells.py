@@ -3,14 +3,27 @@
 from typing import Optional, Sequence
 
 from foundry_upcycle.markdown import cells
+from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.report.metrics import Mean
 
-__all__ = ['NONE', 'NO_NUMBER', 'markdown_table', 'mean_cell', 'value_cell']
+__all__ = [
+    'NONE',
+    'NO_NUMBER',
+    'budget_title',
+    'markdown_table',
+    'mean_cell',
+    'value_cell',
+]
 
 # Of what does not apply, or was not measured.
 NONE = '-'
 # Of what there is none of: an interval, or what is relative to nothing.
 NO_NUMBER = 'n/a'
+
+
+def budget_title(model: ModelGrid) -> str:
+    """What heads a column of a model's budgets."""
+    return 'x' if model.unit == 'fraction' else 'budget'
 
 
 def value_cell(

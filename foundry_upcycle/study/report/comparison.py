@@ -2,14 +2,19 @@
 
 from typing import Optional
 
-from foundry_upcycle.study.config import ModelGrid
+from foundry_upcycle.study.config import ModelGrid, number_text
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.report.break_even import (
     BreakEven,
     Lead,
     find_break_even,
 )
-from foundry_upcycle.study.report.cells import NONE, markdown_table, mean_cell
+from foundry_upcycle.study.report.cells import (
+    NONE,
+    budget_title,
+    markdown_table,
+    mean_cell,
+)
 from foundry_upcycle.study.report.metrics import Mean, Metric
 from foundry_upcycle.study.report.summary import Summary
 
@@ -28,7 +33,7 @@ def difference_table(summary: Summary, model: ModelGrid) -> str:
         [
             duration,
             arm,
-            f'{point.fraction:g}',
+            number_text(point.budget),
             *(
                 _difference(metric, summary.difference(metric, point))
                 for metric in summary.metrics
@@ -39,7 +44,8 @@ def difference_table(summary: Summary, model: ModelGrid) -> str:
         for point in summary.points(model, duration, arm)
         if any(summary.difference(metric, point) for metric in summary.metrics)
     ]
-    head = ['duration', 'arm', 'x', *(m.title for m in summary.metrics)]
+    titles = [metric.title for metric in summary.metrics]
+    head = ['duration', 'arm', budget_title(model), *titles]
     return markdown_table(head, rows, n_left=2) if rows else ''
 
 
@@ -90,7 +96,7 @@ def _leads(
             told_apart = None if mean.interval is None else (
                 mean.verdict(metric) != 'not told apart'
             )
-            leads.append(Lead(point.fraction, sign * mean.value, told_apart))
+            leads.append(Lead(point.budget, sign * mean.value, told_apart))
     return leads
 
 
@@ -103,15 +109,16 @@ def _cells(
     """Whether it is ahead, FLOPs, tokens of the reference, and noise."""
     noise = _NOISE[found.told_apart]
     if found.kind == 'always':
-        text = f'at every point (from x{found.fraction:g})'
+        text = f'at every point (from {model.budget_text(found.budget)})'
         return text, NONE, NONE, noise
     if found.kind == 'never':
         text = 'not within the budget'
         if found.earlier:
-            earlier = ', '.join(f'x{fraction:g}' for fraction in found.earlier)
+            earlier = ', '.join(map(model.budget_text, found.earlier))
             text = f'{text} (only at {earlier})'
         return text, NONE, NONE, noise
-    flops = found.fraction * summary.run(start).flops
+    flops = model.budget_flops(found.budget, summary.run(start).flops)
     reference = summary.any_run(model, str(summary.reference(model)))
     tokens = flops / reference.flops * reference.tokens
-    return f'from x{found.fraction:.3g}', f'{flops:.3e}', f'{tokens:.3e}', noise
+    text = f"from {model.budget_text(found.budget, '.3g')}"
+    return text, f'{flops:.3e}', f'{tokens:.3e}', noise

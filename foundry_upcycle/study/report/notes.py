@@ -66,10 +66,9 @@ def how_to_read(summary: Summary) -> str:
         if run.place.arm is not None
     )
     lines = [
-        '- Arms are matched by FLOPs, not by tokens: x is the FLOPs of the '
-        'second phase as a fraction of those of pretraining, in whole steps '
-        f'(at most {farthest:.2%} off). All arms of a duration start from one '
-        'dense model.',
+        f'- Arms are matched by FLOPs, not by tokens: {_budgets(summary)}, in '
+        f'whole steps (at most {farthest:.2%} off). All arms of a duration '
+        'start from one dense model.',
         '- Losses are cross entropies in nats per token, without the '
         "routers' balancing loss. The final training loss is the mean of the "
         'last 50 steps, or of the last fifth in runs of fewer than 250. That of '
@@ -81,7 +80,7 @@ def how_to_read(summary: Summary) -> str:
         'dense start always), or the number of examples is not known. "-": '
         'does not apply, or was not measured.',
         '- "Ahead for good": the difference of the means, interpolated '
-        'linearly between fractions; of several crossings the last. Smaller '
+        'linearly between budgets; of several crossings the last. Smaller '
         'FLOPs than the first point were not measured.',
         '- Left out: seeds vary the order of data and the routers of the '
         'second phase, not the dense model; other data, other sizes and longer '
@@ -93,8 +92,20 @@ def how_to_read(summary: Summary) -> str:
 
 def _deviation(grid: Grid, run: Run) -> float:
     """By how much whole steps miss the FLOPs, as a share of them."""
-    budget = run.place.fraction * grid.dense_start(run).flops
+    pretraining = grid.dense_start(run).flops
+    budget = grid.model(run).budget_flops(run.place.budget, pretraining)
     return abs(run.flops / budget - 1)
+
+
+def _budgets(summary: Summary) -> str:
+    texts = {
+        'fraction':
+        'x is the FLOPs of the second phase as a fraction of those of '
+        'pretraining',
+        'FLOPs': 'a budget is the FLOPs of the second phase',
+    }
+    units = dict.fromkeys(model.unit for model in summary.models)
+    return ', '.join(texts[unit] for unit in units)
 
 
 def _reading_intervals(summary: Summary) -> Iterator[str]:

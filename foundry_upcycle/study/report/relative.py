@@ -1,4 +1,4 @@
-"""Change of quality from the dense start, as a share of what that has."""
+"""What a second phase changes of its dense start."""
 
 from dataclasses import replace
 from typing import Optional
@@ -6,10 +6,30 @@ from typing import Optional
 from foundry_upcycle.gauntlet.intervals import Estimate, relative_interval
 from foundry_upcycle.gauntlet.scores import relative_change
 from foundry_upcycle.study.grid import Place
-from foundry_upcycle.study.report.metrics import Mean, pool_answers
+from foundry_upcycle.study.report.metrics import Mean, Metric, pool_answers
 from foundry_upcycle.study.report.summary import Summary
 
-__all__ = ['quality_of_start', 'relative_to_start']
+__all__ = ['change_of_loss', 'quality_of_start', 'relative_to_start']
+
+
+def change_of_loss(
+    summary: Summary,
+    metric: Metric,
+    point: Place,
+) -> Optional[Mean]:
+    """By how much a loss on held-out text differs from the dense start's.
+
+    Above 0 on text like that of pretraining, it is what was forgotten. Its
+    interval is that of the point: the start is one model.
+    """
+    mean = summary.mean(metric, point)
+    start = summary.mean(metric, _start(point))
+    if mean is None or start is None:
+        return None
+    interval = mean.interval
+    if interval is not None:
+        interval = interval[0] - start.value, interval[1] - start.value
+    return replace(mean, value=mean.value - start.value, interval=interval)
 
 
 def quality_of_start(summary: Summary, point: Place) -> Optional[Mean]:
@@ -51,4 +71,4 @@ def relative_to_start(summary: Summary, point: Place) -> Optional[Mean]:
 
 
 def _start(point: Place) -> Place:
-    return replace(point, arm=None, fraction=0.0)
+    return replace(point, arm=None, budget=0.0)

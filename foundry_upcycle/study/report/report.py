@@ -25,6 +25,7 @@ from foundry_upcycle.study.report.serving import (
 )
 from foundry_upcycle.study.report.summary import Summary
 from foundry_upcycle.study.report.tables import (
+    change_table,
     result_table,
     seconds_table,
     serving_table,
@@ -157,6 +158,14 @@ def _tables(
         yield differences
         yield f'### When is it ahead of {reference} for good?'
         yield break_even_table(summary, model)
+    changes = change_table(summary, model)
+    if changes:
+        yield '### What it learnt and forgot'
+        yield (
+            "Held-out losses less the dense start's: below 0 it learnt, above "
+            '0 it forgot.'
+        )
+        yield changes
     sweeps = list(sweep_tables(summary, model))
     if sweeps:
         yield '### Learning rates'

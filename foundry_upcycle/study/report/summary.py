@@ -1,6 +1,6 @@
 """Means, intervals and differences of a study's finished runs.
 
-A point is a ``Place`` without a seed: all seeds of an arm at one fraction, or a
+A point is a ``Place`` without a seed: all seeds of an arm at one budget, or a
 dense start.
 """
 
@@ -88,7 +88,7 @@ class Summary:
     def any_run(self, model: ModelGrid, arm: str) -> Run:
         """One of an arm's runs: all have the same model."""
         duration = next(iter(model.durations))
-        return self.run(Place(model.name, duration, arm, model.fractions[0]))
+        return self.run(Place(model.name, duration, arm, model.budgets[0]))
 
     def run(self, point: Place) -> Run:
         """One of a point's runs, finished or not; all have the same steps."""
@@ -108,12 +108,12 @@ class Summary:
     @cached_property
     def diverged(self) -> tuple[str, ...]:
         """Names of runs of which a loss is no number; means are without it."""
+        metrics = loss_metrics(self.study)
         return tuple(
-            result.run.name
-            for result in self.study.by_place.values()
-            for losses in
-            [result.evaluation.losses.values() if result.evaluation else ()]
-            if not all(map(math.isfinite, (result.final_loss, *losses)))
+            result.run.name for result in self.study.by_place.values() if any(
+                not math.isfinite(loss) for metric in metrics
+                if (loss := read_loss(metric, result)) is not None
+            )
         )
 
     def points(
@@ -122,10 +122,9 @@ class Summary:
         duration: str,
         arm: str,
     ) -> tuple[Place, ...]:
-        """The points of an arm that have a result, by ascending fraction."""
+        """The points of an arm that have a result, by ascending budget."""
         points = (
-            Place(model.name, duration, arm, fraction)
-            for fraction in model.fractions
+            Place(model.name, duration, arm, budget) for budget in model.budgets
         )
         return tuple(point for point in points if self.results(point))
 
@@ -135,13 +134,13 @@ class Summary:
         duration: str,
         *arms: str,
     ) -> list[float]:
-        """The fractions at which all these arms have a result, descending."""
-        fractions = [{
-            point.fraction
+        """The budgets at which all these arms have a result, descending."""
+        budgets = [{
+            point.budget
             for point in self.points(model, duration, arm)
         }
-                     for arm in arms]
-        return sorted(set.intersection(*fractions), reverse=True)
+                   for arm in arms]
+        return sorted(set.intersection(*budgets), reverse=True)
 
     def largest_begun(
         self,
@@ -159,7 +158,7 @@ class Summary:
         shared = self.shared(model, duration, *filter(None, begun))
         if shared:
             return shared[0]
-        return max(point.fraction for points in of_arms for point in points)
+        return max(point.budget for points in of_arms for point in points)
 
     def mean(self, metric: Metric, point: Place) -> Optional[Mean]:
         """The mean of a point; None where nothing was measured.

@@ -3,17 +3,19 @@
 from typing import Iterator, Optional, Sequence
 
 from foundry_upcycle.markdown import bold, plain
-from foundry_upcycle.study.config import ModelGrid
+from foundry_upcycle.study.config import ModelGrid, number_text
 from foundry_upcycle.study.grid import Place, Run
 from foundry_upcycle.study.report.cells import (
     NO_NUMBER,
     NONE,
+    budget_title,
     markdown_table,
     mean_cell,
     value_cell,
 )
 from foundry_upcycle.study.report.metrics import Quality, pool_answers
 from foundry_upcycle.study.report.relative import (
+    change_of_loss,
     quality_of_start,
     relative_to_start,
 )
@@ -21,6 +23,7 @@ from foundry_upcycle.study.report.serving import Serving, arm_costs
 from foundry_upcycle.study.report.summary import Summary
 
 __all__ = [
+    'change_table',
     'result_table',
     'seconds_table',
     'serving_table',
@@ -33,7 +36,8 @@ _DENSE = 'dense start'
 
 def result_table(summary: Summary, model: ModelGrid) -> str:
     """Every point: what was spent, and what came of it; may be empty."""
-    head = ['duration', 'arm', 'x', 'seeds', 'steps', 'tokens', 'FLOPs']
+    head = ['duration', 'arm', budget_title(model), 'seeds', 'steps', 'tokens']
+    head.append('FLOPs')
     head += [metric.title for metric in summary.metrics]
     if summary.quality:
         head.append('relative to dense start')
@@ -64,9 +68,9 @@ def _result_row(summary: Summary, point: Place) -> list[str]:
     row = [
         point.duration,
         point.arm or _DENSE,
-        NONE if is_start else f'{point.fraction:g}',
+        NONE if is_start else number_text(point.budget),
         NONE if is_start else str(len(summary.results(point))),
-        f'{run.n_steps:,}',
+        NONE if run.checkpoint else f'{run.n_steps:,}',
         f'{run.tokens:.3e}',
         f'{run.flops:.3e}',
         *(mean_cell(summary.mean(metric, point)) for metric in summary.metrics),
@@ -83,6 +87,26 @@ def _relative(summary: Summary, point: Place) -> str:
     return mean_cell(relative_to_start(summary, point), '+.1%')
 
 
+def change_table(summary: Summary, model: ModelGrid) -> str:
+    """What each point changed of the dense start's held-out losses.
+
+    It may be empty.
+    """
+    metrics = [metric for metric in summary.metrics if metric.is_held_out]
+    rows = []
+    for duration in model.durations:
+        for arm in model.arms:
+            for point in summary.points(model, duration, arm):
+                changes = [change_of_loss(summary, m, point) for m in metrics]
+                if any(changes):
+                    cells = [mean_cell(change, '+.3f') for change in changes]
+                    budget = number_text(point.budget)
+                    rows.append([duration, arm, budget, *cells])
+    titles = [metric.title for metric in metrics]
+    head = ['duration', 'arm', budget_title(model), *titles]
+    return markdown_table(head, rows, n_left=2) if rows else ''
+
+
 def sweep_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
     """A table for each arm whose learning rate a sweep finds."""
     for arm in model.arms:
@@ -95,8 +119,8 @@ def sweep_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
             head = ['learning rate', 'final training loss', '']
             rows = [_sweep_row(summary, run) for run in runs]
             title = plain(
-                f'{arm}, at {place.duration}, x{place.fraction:g}, seed '
-                f'{place.seed}:',
+                f'{arm}, at {place.duration}, '
+                f'{model.budget_text(place.budget)}, seed {place.seed}:',
             )
             yield f'{title}\n\n{markdown_table(head, rows)}'
 
@@ -124,17 +148,17 @@ def _sweep_row(summary: Summary, run: Run) -> list[str]:
 
 
 def task_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
-    """Accuracies at the largest fraction of each duration."""
+    """Accuracies at the largest budget of each duration."""
     if summary.quality is None:
         return
     for duration in model.durations:
-        fraction = summary.largest_begun(model, duration)
-        if fraction is not None:
+        budget = summary.largest_begun(model, duration)
+        if budget is not None:
             points = [Place(model.name, duration)] + [
-                Place(model.name, duration, arm, fraction) for arm in model.arms
+                Place(model.name, duration, arm, budget) for arm in model.arms
             ]
             table = _task_table(summary, summary.quality, points)
-            title = plain(f'{duration}, x{fraction:g}:')
+            title = plain(f'{duration}, {model.budget_text(budget)}:')
             yield f'{title}\n\n{table}'
 
 
@@ -182,21 +206,23 @@ def serving_table(
     rows = [[
         arm,
         duration,
-        f'{point.fraction:g}',
+        number_text(point.budget),
         value_cell(cost.value, (cost.low, cost.high), '.2f'),
         mean_cell(summary.mean(metric, point)),
     ] for arm, cost in arm_costs(summary, model, serving).items()
             if cost is not None
             for duration in model.durations
             for point in summary.points(model, duration, arm)]
-    head = ['arm', 'duration', 'x', 'serving cost (dense = 1)', metric.title]
+    title = budget_title(model)
+    head = ['arm', 'duration', title, 'serving cost (dense = 1)', metric.title]
     return markdown_table(head, rows, n_left=2) if rows else ''
 
 
 def seconds_table(summary: Summary) -> str:
     """What each run took to train."""
     done = summary.study.results
-    results = [done[run.name] for run in summary.grid.runs if run.name in done]
+    trained = summary.grid.trainings
+    results = [done[run.name] for run in trained if run.name in done]
     rows = [[
         result.run.name,
         f'{result.run.n_steps:,}',

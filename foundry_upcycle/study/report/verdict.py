@@ -84,9 +84,9 @@ def _ends(mean: Mean) -> str:
 
 
 def write_verdict(summary: Summary) -> str:
-    """By how much arms differ at the largest fraction, as Markdown.
+    """By how much arms differ at the largest budget, as Markdown.
 
-    For each model and duration the largest fraction is taken at which an arm
+    For each model and duration the largest budget is taken at which an arm
     and the reference both have a result, with the same seed.
     """
     blocks: list[str] = []
@@ -140,8 +140,8 @@ def _largest_points(
     reference: str,
 ) -> Iterator[tuple[Place, list[_Finding]]]:
     for duration in model.durations:
-        for fraction in summary.shared(model, duration, arm, reference):
-            point = Place(model.name, duration, arm, fraction)
+        for budget in summary.shared(model, duration, arm, reference):
+            point = Place(model.name, duration, arm, budget)
             findings = _findings(summary, point)
             if findings:
                 yield point, findings
@@ -170,10 +170,13 @@ def _block(
     reference: str,
     findings: list[_Finding],
 ) -> str:
-    flops = summary.run(point).flops
+    run = summary.run(point)
+    flops = f'{run.flops:.3g} FLOPs each'
+    if summary.grid.model(run).unit == 'fraction':
+        flops = f'x{point.budget:g} of pretraining ({flops})'
     compared = (
-        f'{point.model}, {point.duration}, x{point.fraction:g} of pretraining '
-        f'({flops:.3g} FLOPs each), {point.arm} against {reference}:'
+        f'{point.model}, {point.duration}, {flops}, {point.arm} against '
+        f'{reference}:'
     )
     return '\n'.join([
         f'- {plain(compared)}',

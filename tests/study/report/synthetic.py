@@ -292,9 +292,9 @@ def plain_study(folder: Path, **settings: Any) -> StudyResults:
         if place.arm is None:
             return Measured(3.5, seconds=100.0)
         is_second = place.seed == 2
-        loss = 3 - place.fraction + 0.02 * is_second
+        loss = 3 - place.budget + 0.02 * is_second
         if place.arm == 'upcycled':
-            loss += leads[place.fraction] + 0.02 * is_second
+            loss += leads[place.budget] + 0.02 * is_second
         return Measured(loss, seconds=10.0)
 
     return make_results(grid, measure)

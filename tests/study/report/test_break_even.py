@@ -44,20 +44,20 @@ def test_crossing_is_interpolated():
     # From -1 at 0.2 to 3 at 0.4: a quarter of the way.
     found = find_break_even(leads((-2, -1, 3, 1)))
     assert found is not None and found.kind == 'crossing'
-    assert found.fraction == pytest.approx(0.25)
+    assert found.budget == pytest.approx(0.25)
 
 
 def test_of_several_crossings_the_last_counts():
     # Ahead at 0.1, behind at 0.2, ahead at 0.4, behind, ahead for good.
     found = find_break_even([*leads((1, -1, 1, -1)), Lead(1.0, 3.0, True)])
     assert found is not None and found.kind == 'crossing'
-    assert found.fraction == pytest.approx(0.85)
+    assert found.budget == pytest.approx(0.85)
 
 
 def test_crossing_at_a_point():
     found = find_break_even(leads((-1, 0, 1, 1)))
     assert found is not None and found.kind == 'crossing'
-    assert found.fraction == 0.2
+    assert found.budget == 0.2
 
 
 def test_equal_at_the_end_is_not_ahead():

@@ -67,7 +67,7 @@ def of_study(folder: Path, n_layers: int = 2, **settings: Any) -> Summary:
             return Measured(3.5, {'web': 3.0}, (0.2, 0.2))
         is_dense = run.place.arm.startswith('cpt')
         return Measured(
-            3 - run.place.fraction,
+            3 - run.place.budget,
             {'web': 2.5},
             (0.2, 0.3),
             load=None if is_dense else load_of(n_layers),

@@ -54,7 +54,7 @@ def finished(name: str) -> StudyResults:
         paper, place = papers[run.place.duration], run.place
         loss, score = 2.2, paper.dense_start
         if place.arm is not None:
-            point = paper.arms[place.arm][place.fraction]
+            point = paper.arms[place.arm][place.budget]
             loss, score = point.final_loss, point.core_average
         steps = np.arange(1, run.n_steps + 1)
         losses = loss + 0.3 * (1 - steps / run.n_steps)
@@ -128,8 +128,8 @@ def test_losses_stand_at_the_flops_spent(report: Report):
         for arm, color in zip(model.arms, COLORS):
             run = next(
                 run for run in grid.runs
-                if run.place.arm == arm and run.place.fraction ==
-                model.fractions[-1] and run.place.duration == duration
+                if run.place.arm == arm and run.place.budget ==
+                model.budgets[-1] and run.place.duration == duration
             )
             for line in axes.lines:
                 if same_color(line.get_color(), color):

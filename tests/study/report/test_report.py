@@ -66,7 +66,7 @@ def full_study(folder: Path) -> StudyResults:
         place = run.place
         if place.arm is None:
             return Measured(3.5, {'web': 3.0}, (0.2, 0.2), seconds=100.0)
-        loss = 3 - place.fraction + 0.02 * (place.seed == 2)
+        loss = 3 - place.budget + 0.02 * (place.seed == 2)
         if run.learning_rate == 5e-5:
             return Measured(loss + 1)
         if place.arm == 'cpt':
@@ -402,7 +402,7 @@ def test_break_even_without_a_crossing(
 
     def measure(run: Run) -> Measured:
         is_cpt = run.place.arm != 'upcycled'
-        return Measured(2.0 if is_cpt else of_fraction[run.place.fraction])
+        return Measured(2.0 if is_cpt else of_fraction[run.place.budget])
 
     lines = lines_of(make_results(grid, measure), tmp_path)
     assert f'| long | final training loss | upcycled | {row} |' in lines

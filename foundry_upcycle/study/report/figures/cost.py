@@ -22,7 +22,7 @@ __all__ = ['draw_cost']
 
 # Lines of one cost are set apart, in units of the dense model's.
 _APART = 0.03
-# Markers in points, of a fraction of 0 and of the largest one.
+# Markers in points, of a budget of 0 and of the largest one.
 _SMALLEST, _LARGEST = 3.0, 8.0
 
 # An arm, the duration of its dense start, what it costs, and where that is
@@ -59,7 +59,7 @@ def draw_cost(scene: Scene, serving: Serving) -> Optional[Drawing]:
         f'serving_{scene.model.name}',
         f'{scene.model.name}: {metric.title} against serving cost',
         'Cost of serving: maximum throughput of the dense model, divided by '
-        f"the model's{labels}. A point is a fraction of pretraining FLOPs, the "
+        f"the model's{labels}. A point is a budget of FLOPs, the "
         'larger the more. Lines of one cost are set apart a little; bars: '
         '95 %.',
         figure,
@@ -91,7 +91,7 @@ def _plot(
     place: float,
 ) -> None:
     summary, metric = scene.summary, scene.summary.best_measure
-    found = [(point.fraction, mean)
+    found = [(point.budget, mean)
              for point in summary.points(scene.model, duration, arm)
              if (mean := summary.mean(metric, point)) is not None]
     if not found:
@@ -115,15 +115,15 @@ def _plot(
     axes.scatter(
         x,
         y,
-        s=[_size(scene, fraction)**2 for fraction, _ in found],
+        s=[_size(scene, budget)**2 for budget, _ in found],
         color=style['color'],
         marker=style['marker'],
         zorder=3,
     )
 
 
-def _size(scene: Scene, fraction: float) -> float:
-    share = fraction / max(scene.model.fractions)
+def _size(scene: Scene, budget: float) -> float:
+    share = budget / max(scene.model.budgets)
     return _SMALLEST + share * (_LARGEST - _SMALLEST)
 
 
@@ -153,17 +153,17 @@ def _legend(figure: Figure, scene: Scene, has_starts: bool) -> None:
     handles = scene.look.arm_handles(scene.model.arms)
     if len(scene.durations()) > 1:
         handles += scene.look.duration_handles(scene.durations())
-    fractions = scene.model.fractions
-    for fraction in dict.fromkeys((fractions[0], fractions[-1])):
+    budgets = scene.model.budgets
+    for budget in dict.fromkeys((budgets[0], budgets[-1])):
         handles.append(
             Line2D(
                 [],
                 [],
                 color='black',
                 marker='o',
-                markersize=_size(scene, fraction),
+                markersize=_size(scene, budget),
                 linestyle='none',
-                label=f'x{fraction:g}',
+                label=scene.model.budget_text(budget),
             ),
         )
     if has_starts:

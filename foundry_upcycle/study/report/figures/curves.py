@@ -24,7 +24,7 @@ _PREFIXES = ('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z', 'Y')
 def draw_curves(scene: Scene) -> Optional[Drawing]:
     """Training loss of the arms, a panel for each duration.
 
-    Of each duration the largest fraction, and the first seed that is there.
+    Of each duration the largest budget, and the first seed that is there.
 
     Returns:
         None where no arm has a result.
@@ -47,7 +47,7 @@ def draw_curves(scene: Scene) -> Optional[Drawing]:
     return Drawing(
         f'curves_{scene.model.name}',
         f'{scene.model.name}: training loss against FLOPs',
-        'Training loss of the first seed at the largest fraction; faint: each '
+        'Training loss of the first seed at the largest budget; faint: each '
         f'step, strong: mean of the last {_SMOOTHING_STEPS} (of fewer in '
         'shorter runs). All arms start from the same dense model, with a '
         'learning rate that warms up again; the first tenth may lie above the '
@@ -57,11 +57,11 @@ def draw_curves(scene: Scene) -> Optional[Drawing]:
 
 
 def _plot(axes: Axes, scene: Scene, duration: str) -> None:
-    fraction = scene.summary.largest_begun(scene.model, duration)
-    assert fraction is not None  # An arm has begun.
+    budget = scene.summary.largest_begun(scene.model, duration)
+    assert budget is not None  # An arm has begun.
     curves = {}
     for arm in scene.begun(duration):
-        point = Place(scene.model.name, duration, arm, fraction)
+        point = Place(scene.model.name, duration, arm, budget)
         results = scene.summary.results(point)
         if results:
             curves[arm] = next(iter(results.values()))
@@ -75,7 +75,9 @@ def _plot(axes: Axes, scene: Scene, duration: str) -> None:
         room = max(0.3 * (shown.max() - shown.min()), 1e-3)
         axes.set_ylim(shown.min() - room, shown.max() + room)
     tidy(axes)
-    axes.set_title(f'pretraining: {duration}, x{fraction:g}')
+    axes.set_title(
+        f'pretraining: {duration}, {scene.model.budget_text(budget)}'
+    )
     axes.set_xlabel(f'FLOPs after the dense start ({prefix}FLOP)')
     axes.set_ylabel('training loss (nats per token)')
 

@@ -26,7 +26,7 @@ _MOST_NUMBERED = 16
 def draw_expert_loads(scene: Scene) -> Iterator[Drawing]:
     """Of each arm that logged its loads, in one run.
 
-    That of the longest duration, and of it the largest fraction and the first
+    That of the longest duration, and of it the largest budget and the first
     seed that are there.
     """
     for arm in scene.model.arms:
@@ -46,7 +46,7 @@ def draw_expert_loads(scene: Scene) -> Iterator[Drawing]:
 def _longest(scene: Scene, arm: str) -> RunResult | None:
     summary, model = scene.summary, scene.model
 
-    def flops(duration: str) -> int:
+    def flops(duration: str) -> float:
         return summary.run(Place(model.name, duration)).flops
 
     for duration in sorted(model.durations, key=flops, reverse=True):

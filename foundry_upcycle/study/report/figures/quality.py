@@ -27,8 +27,11 @@ from foundry_upcycle.study.report.relative import (
 
 __all__ = ['draw_gains', 'draw_quality']
 
-_X_LABEL = "FLOPs of the second phase (fraction of pretraining's)"
-# Lines are set apart by this share of the largest fraction, so that bars don't
+_X_LABELS = {
+    'fraction': "FLOPs of the second phase (fraction of pretraining's)",
+    'FLOPs': 'FLOPs of the second phase',
+}
+# Lines are set apart by this share of the largest budget, so that bars don't
 # hide each other, and all of them together by no more than that one.
 _APART = 0.012
 _MOST_APART = 0.06
@@ -58,7 +61,7 @@ def draw_gains(scene: Scene) -> Optional[Drawing]:
         if of and not metric.is_held_out
     ]
     shown += [metric for metric in metrics if metric.is_held_out]
-    figure, panels = _grid(len(shown), min(2, len(shown)))
+    figure, panels = _grid(scene, len(shown), min(2, len(shown)))
     for axes, metric in zip(panels, shown, strict=True):
         _plot_gain(axes, scene, metric, of_durations[metric])
     _legend(figure, scene, durations)
@@ -131,7 +134,8 @@ def draw_quality(scene: Scene) -> Optional[Drawing]:
     quality = scene.summary.quality
     if not durations or quality is None:
         return None
-    figure, panels = _grid(len(durations), len(durations), sharey=True)
+    n_panels = len(durations)
+    figure, panels = _grid(scene, n_panels, n_panels, sharey=True)
     for axes, duration in zip(panels, durations, strict=True):
         _Panel(axes, scene, quality.metric, (duration, )).plot()
         axes.set_title(f'pretraining: {duration}')
@@ -147,7 +151,7 @@ def draw_quality(scene: Scene) -> Optional[Drawing]:
 
 
 class _Panel:
-    """One metric against fractions, a line for each arm and duration.
+    """One metric against budgets, a line for each arm and duration.
 
     Args:
         axes: Where to draw.
@@ -178,7 +182,7 @@ class _Panel:
             if name in durations and not metric.is_held_out
         }
         self.largest = max(
-            *scene.model.fractions,
+            *scene.model.budgets,
             *(max(of.arms['cpt']) for of in self.paper.values()),
             0.0,  # One number alone would be no list of them.
         )
@@ -214,7 +218,7 @@ class _Panel:
             if mean:
                 ends = mean.interval or (math.nan, math.nan)
                 values = np.array([mean.value, *ends]) * self.scale
-                rows.append([point.fraction + apart, *values])
+                rows.append([point.budget + apart, *values])
         if rows:
             x, y, low, high = np.array(rows).T
             self.axes.errorbar(
@@ -266,6 +270,7 @@ class _Panel:
 
 
 def _grid(
+    scene: Scene,
     n_panels: int,
     n_columns: int,
     sharey: bool = False,
@@ -282,7 +287,7 @@ def _grid(
     for axes in panels[:n_panels]:
         tidy(axes)
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore
-    figure.supxlabel(_X_LABEL, fontsize='medium')
+    figure.supxlabel(_X_LABELS[scene.model.unit], fontsize='medium')
     return figure, panels[:n_panels]
 
 
@@ -311,7 +316,7 @@ def _caption(scene: Scene, durations: Sequence[str]) -> str:
     else:
         text = 'One seed; bars, where there are any: 95 % over examples.'
     if len(scene.model.arms) > 1:
-        text += ' Points at one fraction are set apart a little.'
+        text += ' Points at one budget are set apart a little.'
     if any(duration in paper_durations(scene.model) for duration in durations):
         text += (
             ' Lighter, behind: the points of the paper (arXiv 2411.08968), '
