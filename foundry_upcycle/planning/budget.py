@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, NoReturn, Optional
+from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,9 +13,10 @@ from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.duration import parse_duration
 from foundry_upcycle.planning.flops import MAX_SIZE, ModelShape
 
-__all__ = ['TrainingBudget', 'read_training_budget']
+__all__ = ['TrainingBudget', 'read_training_budget', 'read_training_shape']
 
 _FLOAT32_BYTES = 4
+_T = TypeVar('_T')
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,26 @@ def read_training_budget(path: str) -> TrainingBudget:
         ConfigError: There is no such YAML, or a key that counts is missing or
             can't be used.
     """
+    return _read(path, _budget)
+
+
+def read_training_shape(path: str) -> tuple[ModelShape, int]:
+    """The model of a training YAML, and the tokens of a sequence.
+
+    Raises:
+        ConfigError: As of ``read_training_budget``.
+    """
+
+    def take(config: _Section) -> tuple[ModelShape, int]:
+        return ModelShape.from_config(_model(config)), _seq_len(config)
+
+    return _read(path, take)
+
+
+def _read(path: str, take: Callable[['_Section'], _T]) -> _T:
     config = _load(path)
     try:
-        return _budget(config)
+        return take(config)
     except ConfigError as error:
         # More than one YAML may be asked about.
         error.args = (f'{path}: {error}', )
@@ -132,7 +150,7 @@ def _load(path: str) -> _Section:
     return _Section(config)
 
 
-def _budget(config: _Section) -> TrainingBudget:
+def _model(config: _Section) -> _Section:
     model = config.get('model')
     if not isinstance(model, _Section):
         raise ConfigError(
@@ -141,7 +159,15 @@ def _budget(config: _Section) -> TrainingBudget:
             'it is no section of settings.',
             'name a training YAML of one MPT model.',
         )
-    seq_len = _whole(config, 'max_seq_len', 'the tokens of a sequence')
+    return model
+
+
+def _seq_len(config: _Section) -> int:
+    return _whole(config, 'max_seq_len', 'the tokens of a sequence')
+
+
+def _budget(config: _Section) -> TrainingBudget:
+    model, seq_len = _model(config), _seq_len(config)
     sequences = _whole(
         config,
         'global_train_batch_size',

@@ -6,13 +6,13 @@ a plan made before a run agrees with what the run's ``speed_monitor`` logs.
 Dimension legend: D d_model, F ffn hidden size, E experts, K experts a token.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Mapping
 
 from foundry_upcycle.config import is_number, is_whole, partial_moe_layers
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['MAX_SIZE', 'ModelShape']
+__all__ = ['MAX_SIZE', 'ModelShape', 'require_experts']
 
 # What no size of a model or a batch exceeds. With it, nothing that is counted
 # leaves the range of a float.
@@ -169,6 +169,28 @@ class ModelShape:
             **_ffn_sizes(sizes, ffn),
         )
 
+    def upcycled(self, n_experts: int, top_k: int) -> 'ModelShape':
+        """Of the mixture that a dense model becomes, in every block.
+
+        Raises:
+            ConfigError: It is a mixture already, or there are no such experts.
+        """
+        if self.n_moe_layers:
+            raise ConfigError(
+                'model',
+                f'{self.n_experts} experts, top-{self.top_k}',
+                'it is a mixture of experts already.',
+                'name the dense model.',
+            )
+        require_experts(n_experts, top_k)
+        return replace(
+            self,
+            n_moe_layers=self.n_layers,
+            n_router_params=n_experts * self.d_model,
+            n_experts=n_experts,
+            top_k=top_k,
+        )
+
     @property
     def n_total_params(self) -> int:
         """All parameters, tied embeddings once."""
@@ -227,6 +249,29 @@ class ModelShape:
             embeddings * self._n_embedding_params + self.n_position_params +
             self.n_layers * block + self.n_moe_layers * more +
             self.n_norm_params
+        )
+
+
+def require_experts(n_experts: int, top_k: int) -> None:
+    """Refuses what is no mixture.
+
+    Raises:
+        ConfigError: There are fewer than 2 experts, or not as many as a token
+            is to visit.
+    """
+    if not 2 <= n_experts <= MAX_SIZE:
+        raise ConfigError(
+            'moe_num_experts',
+            n_experts,
+            'a mixture has two experts or more.',
+            'write how many, such as 8.',
+        )
+    if not 1 <= top_k <= n_experts:
+        raise ConfigError(
+            'moe_top_k',
+            top_k,
+            f'there are {n_experts} experts.',
+            'write how many of them a token visits.',
         )
 
 

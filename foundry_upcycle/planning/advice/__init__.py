@@ -1,0 +1,1 @@
+"""Continue pretraining, or upcycle: a prediction before any run."""
