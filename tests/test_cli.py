@@ -23,6 +23,7 @@ COMMANDS = (
     'convert',
     'export-hf',
     'verify',
+    'advise',
     'expert-shares',
     'flops',
 )

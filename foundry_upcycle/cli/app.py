@@ -5,6 +5,7 @@ seconds, and ``--help`` should not.
 """
 
 from foundry_upcycle.cli import (
+    advise,
     checkpoints,
     expert_shares,
     flops,
@@ -18,12 +19,14 @@ __all__ = ['app']
 app = App(
     help='Upcycles dense checkpoints into mixtures of experts, carries them '
     'from and to Hugging Face, says what training costs, scores how they '
-    'answer, and compares upcycling with continued pretraining.',
+    'answer, predicts whether upcycling pays, and compares it with continued '
+    'pretraining.',
     pretty_exceptions_show_locals=False,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(checkpoints.app)
+app.command()(advise.advise)
 app.command()(expert_shares.expert_shares)
 app.command()(flops.flops)
 app.add_typer(gauntlet.app, name='gauntlet')
