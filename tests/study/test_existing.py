@@ -408,10 +408,13 @@ def test_a_whole_study():
     start, cpt, upcycled = (results[run.name] for run in grid.runs)
     # Both begin with what the checkpoint computes, on the same batch.
     assert upcycled.train_loss[0] == pytest.approx(cpt.train_loss[0], abs=1e-4)
-    for result in (start, cpt, upcycled):
-        assert result.evaluation is not None
-        assert result.evaluation.losses.keys() == {'domain', 'prose'}
-    assert start.evaluation.losses['prose'] > cpt.evaluation.losses['prose']
+    before = start.evaluation.losses
+    assert grid.evaluation is not None
+    assert before.keys() == grid.evaluation.held_out_texts
+    for arm in (cpt, upcycled):
+        assert all(
+            arm.evaluation.losses[text] < before[text] for text in before
+        )
     study('report', 'study.yaml')
     text = (grid.study.folder / 'report/report.md').read_text()
     assert 'FLOPs each, upcycled against cpt:' in text
