@@ -11,6 +11,7 @@ import tiny_hf
 from typer.testing import CliRunner
 
 from foundry_upcycle.cli.app import app
+from foundry_upcycle.study.plan_files import write_yamls
 
 ROOT = Path(__file__).parent.parent
 YAMLS = ROOT / 'yamls'
@@ -127,6 +128,7 @@ def study(tmp_path_factory) -> Path:
         },
     )
     grid = small_study.plan_grid(small_study.read_study(path))
+    write_yamls(grid)
     for each in grid.runs:
         place = each.place
         loss = 6.0 - (place.duration == 'long') * 0.3 - place.budget
@@ -177,6 +179,7 @@ def test_too_few_own_runs(tmp_path):
     own = ('--runs', path)
     _, error = run(PRETRAIN, *own, code=1)
     assert error.startswith("error: --runs='small': no run of continued pret")
+    write_yamls(grid)
     for each in grid.runs:
         small_study.leave_training(grid, each)
     _, error = run(PRETRAIN, *own, '--without-paper', code=1)
@@ -239,3 +242,14 @@ def test_what_can_not_be_advised(arguments, message):
 def test_a_study_that_is_given_twice(study: Path):
     _, error = run(PRETRAIN, '--runs', study, '--runs', study, code=1)
     assert 'there is another study with the name small' in error
+
+
+def test_a_study_that_was_changed(tmp_path):
+    path = small_study.write_study(tmp_path, evaluation=None)
+    grid = small_study.plan_grid(small_study.read_study(path))
+    write_yamls(grid)
+    small_study.leave_training(grid, grid.runs[0])
+    text = path.read_text().replace('100ba', '200ba')
+    path.write_text(text)
+    _, error = run(PRETRAIN, '--runs', path, code=1)
+    assert 'max_duration' in error

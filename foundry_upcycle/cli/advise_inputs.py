@@ -201,7 +201,10 @@ def _read_runs(path: str, mixture: Mixture) -> tuple[str, Points]:
     from foundry_upcycle.study.config import read_study
     from foundry_upcycle.study.grid import plan_grid
     from foundry_upcycle.study.measured import Measured, read_study_results
-    results = read_study_results(Measured(plan_grid(read_study(path))))
+    from foundry_upcycle.study.plan_files import require_unchanged
+    measured = Measured(plan_grid(read_study(path)))
+    require_unchanged(measured)
+    results = read_study_results(measured)
     return results.grid.study.name, study_points(results, mixture)
 
 

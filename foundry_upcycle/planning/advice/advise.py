@@ -44,9 +44,11 @@ class Budget:
             upcycling's loss; infinite where it never does.
         served_below: Tokens up to which upcycling is the cheaper way to that
             loss, training and serving taken together.
+        totals: Price of training and serving together: of each arm, and, as
+            ``cpt_same_loss``, of continued pretraining that has upcycling's
+            loss; None where it is not known how much is served.
         nat_price: What a nat must be worth for upcycling to pay where
-            continued pretraining gets no larger budget; None where it is not
-            known how much is served.
+            continued pretraining gets no larger budget; None likewise.
         outside: How far outside the data it lies.
     """
 
@@ -58,6 +60,7 @@ class Budget:
     lead: Interval
     same_loss: Interval
     served_below: Interval
+    totals: Optional[Mapping[str, float]]
     nat_price: Optional[Interval]
     outside: tuple[Outside, ...]
 
@@ -216,6 +219,7 @@ class _Budgets:
             lead,
             same_loss,
             self._served_below(fraction, same_loss),
+            self._totals(fraction, same_loss.value),
             self._nat_price(lead),
             self._outside(fraction, tokens, same_loss),
         )
@@ -263,6 +267,27 @@ class _Budgets:
                 ) for other in (same_loss.value, same_loss.low, same_loss.high)
             )
         )
+
+    def _totals(
+        self,
+        fraction: float,
+        same_loss: float,
+    ) -> Optional[dict[str, float]]:
+        """Training and serving (arXiv 2401.00448, its total cost)."""
+        if self.served_tokens is None:
+            return None
+        flops = self.model.pretraining_flops
+        training = self.prices.training(fraction * flops)
+        longer = self.prices.training(same_loss * flops)
+        dense = self.prices.serving(
+            self.served_tokens,
+            self.speed.dense_tokens_per_s,
+        )
+        return {
+            'cpt': training + dense,
+            'upcycled': training + dense * self.speed.ratio.value,
+            'cpt_same_loss': longer + dense,
+        }
 
     def _nat_price(self, lead: Interval) -> Optional[Interval]:
         if self.served_tokens is None:

@@ -82,16 +82,21 @@ def _budget(budget: Budget) -> dict[str, Any]:
         'verdict': budget.verdict,
         'cpt_fraction_for_same_loss': _interval(budget.same_loss),
         'cheaper_if_served_below': _interval(budget.served_below),
+        'totals': budget.totals and {
+            name: _finite(total)
+            for name, total in budget.totals.items()
+        },
         'nat_price': None if price is None else _interval(price),
         'outside': [_outside(each) for each in budget.outside],
     }
 
 
 def _interval(interval: Interval) -> dict[str, Optional[float]]:
-    return {
-        name: value if math.isfinite(value) else None
-        for name, value in vars(interval).items()
-    }
+    return {name: _finite(value) for name, value in vars(interval).items()}
+
+
+def _finite(value: float) -> Optional[float]:
+    return value if math.isfinite(value) else None
 
 
 def _outside(outside: Outside) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def advice_lines(advice: Advice) -> Iterator[str]:
     yield ''
     yield from _table(_costs(advice))
     yield ''
+    yield from _totals(advice)
     yield _crossing(advice)
     yield from _decision(advice)
     yield ''
@@ -79,19 +80,39 @@ def _costs(advice: Advice) -> list[list[str]]:
         'cpt has the same loss at',
         'upcycling is cheaper if serving fewer tokens than',
     ]
-    if advice.served_tokens is not None:
-        head.append('or pays if a nat is worth more than')
     return [
         head,
         *([
             f'{budget.fraction:g}',
-            f'{budget.training_price:,.4g}',
+            count(budget.training_price),
             _fraction(budget),
             _ends(budget.served_below, _tokens),
-            *([] if budget.nat_price is None else
-              [_ends(budget.nat_price, _price)]),
         ] for budget in advice.budgets),
     ]
+
+
+def _totals(advice: Advice) -> Iterator[str]:
+    """Training and serving together, where it is known how much is served."""
+    if advice.served_tokens is None:
+        return
+    rows = [[
+        f'budget, {count(advice.served_tokens)} tokens served',
+        *(f'{arm} in all' for arm in ARMS),
+        'cpt in all for the same loss',
+        'upcycling pays if a nat is worth more than',
+    ]]
+    for budget in advice.budgets:
+        if budget.totals and budget.nat_price:
+            same = budget.totals['cpt_same_loss']
+            is_ahead = budget.lead.value > 0
+            rows.append([
+                f'{budget.fraction:g}',
+                *(count(budget.totals[arm]) for arm in ARMS),
+                _price(same) if is_ahead else '-',
+                _ends(budget.nat_price, _price),
+            ])
+    yield from _table(rows)
+    yield ''
 
 
 def _crossing(advice: Advice) -> str:
@@ -129,6 +150,16 @@ def _decision(advice: Advice) -> Iterator[str]:
         'continued pretraining gets to the same loss at less cost in all), or, '
         f'where training can cost no more, {_value(advice, budget)}'
     )
+    if budget.totals and advice.served_tokens is not None:
+        longer, moe = (
+            budget.totals[way] for way in ('cpt_same_loss', 'upcycled')
+        )
+        way = 'upcycling' if moe < longer else 'continued pretraining'
+        yield (
+            f'Of {count(advice.served_tokens)} tokens served, {way} is the '
+            f'cheaper way to that loss: upcycling costs {count(moe)} in all, '
+            f'continued pretraining {_price(longer)}.'
+        )
 
 
 def _value(advice: Advice, budget: Budget) -> str:

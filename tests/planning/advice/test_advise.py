@@ -63,6 +63,24 @@ def test_the_cheaper_way_to_the_same_loss():
     assert 0 < low < budget.served_below.value < high
 
 
+def test_training_and_serving_in_all():
+    budget = make().budgets[1]
+    serving = 1e12 / 50_000 / 3600 * 2
+    longer = budget.training_price * budget.same_loss.value / 0.4
+    assert budget.totals == pytest.approx({
+        'cpt':
+        budget.training_price + serving,
+        'upcycled':
+        budget.training_price + 2 * serving,
+        'cpt_same_loss':
+        longer + serving,
+    })
+    # At the break-even both ways to the loss cost the same.
+    even = make(served=budget.served_below.value).budgets[1].totals
+    assert even and even['upcycled'] == pytest.approx(even['cpt_same_loss'])
+    assert make(served=None).budgets[1].totals is None
+
+
 def test_what_a_nat_must_be_worth():
     budget = make().budgets[1]
     more = 1e12 / 50_000 / 3600 * 2
@@ -229,6 +247,9 @@ def test_text_has_all_budgets_and_errors():
     assert 'upcycle if you will serve fewer than' in text
     assert 'if you value a nat above' in text
     assert 'each dense start left out in turn   0.0081    0.0187' in text
+    assert 'continued pretraining is the cheaper way to that loss' in text
+    few = '\n'.join(advice_lines(make(served=1e9)))
+    assert 'upcycling is the cheaper way to that loss' in few
     assert '--served' in '\n'.join(advice_lines(make(served=None)))
 
 
