@@ -20,7 +20,7 @@ def advise(
     model: Annotated[
         Optional[str],
         typer.Argument(
-            metavar='[MODEL]',
+            metavar='MODEL',
             help='The dense model: its training YAML, or a checkpoint that '
             '`inspect` reads. Or give --params and --tokens.',
         ),

@@ -1,14 +1,16 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from study.report.synthetic import Measured, make_grid, make_results
+from study.study_files import CPT_STEP, GONE, StudyFiles
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.advice.laws import Point
 from foundry_upcycle.planning.advice.model import Mixture
 from foundry_upcycle.study.grid import Run
 from foundry_upcycle.study.points import PAPER, paper_points, study_points
-from foundry_upcycle.study.results import StudyResults
+from foundry_upcycle.study.results import RunResult, StudyResults
 
 # Of the arms, and what each seed adds.
 LOSS = {'cpt': 2.0, 'cpt_other': 5.0, 'upcycled': 3.0}
@@ -70,6 +72,34 @@ def test_seeds_are_averaged_and_the_rest_is_the_runs_own(tmp_path):
     assert (of_long.start, of_long.tokens) == ('small long', upcycled.tokens)
     assert of_long.loss == pytest.approx(3.2)
     assert len(found['upcycled']) == 4
+
+
+def test_of_a_checkpoint_that_is_there(tmp_path):
+    files = StudyFiles(tmp_path)
+    for key in ('durations', 'pretrain', 'fractions'):
+        files.set('study', f'models.m.{key}', GONE)
+    base = {'path': str(tmp_path / 'base.pt'), 'tokens': 2.4e12}
+    files.set('study', 'models.m.checkpoints', {'base': base})
+    files.set('study', 'models.m.budgets', [100 * CPT_STEP])
+    grid = files.grid()
+    results = StudyResults(
+        grid,
+        {
+            run.name: RunResult(run, np.full(run.n_steps, 2.0))
+            for run in grid.trainings
+        },
+    )
+    [cpt] = study_points(results, Mixture(8, 2))['cpt']
+    # A step has 12 tokens; the model 1832 parameters.
+    assert cpt == Point(
+        grid.study.name,
+        'm base',
+        pytest.approx(1200 / 2.4e12),
+        1832,
+        2.4e12,
+        1200,
+        2.0,
+    )
 
 
 def test_runs_that_diverged_are_no_points(tmp_path):
