@@ -15,7 +15,7 @@ __all__ = ['cases']
 _ROOT = Path(__file__).parents[2]
 # Study YAML and size of data.
 _STUDIES = {
-    'cuda': ('study_gpu', 'full'),
+    'cuda': ('study_gpu', 'large'),
     'cpu': ('study_quickstart_tiny', 'tiny'),
 }
 _COMMAND = 'from foundry_upcycle.cli.app import app; app()'

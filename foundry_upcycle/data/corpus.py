@@ -1,16 +1,18 @@
 """Real text that every installation of LLM Foundry already has on disk.
 
-Five parts, after the data of the sparse upcycling paper. The dense phase reads
-``prose``; the second phase a mix of the other four, in the paper's proportions
-(large-scale web, code, small-scale web, domain = 15, 35, 15, 35 %):
+The dense phase reads ``python``. The second phase reads a mix of the other
+three: half of it a domain that the dense model does not know, the rest what a
+practitioner adds so that little is forgotten.
 
-- ``prose``: docstrings of general-purpose packages.
-- ``docstrings``: the same packages, other files: more of what is known already.
-- ``code``: the Python standard library, docstrings and all.
-- ``packages``: what every installed distribution says about itself (README).
-- ``domain``: docstrings of the packages for mathematics and statistics. They
-  are a domain in the paper's sense: a field with its own vocabulary, formulas
-  and worked examples, large enough to learn, and in no other part.
+- ``python``: source files of general-purpose packages and of the standard
+  library, docstrings and all.
+- ``headers``: the C, C++ and CUDA headers that packages bring, torch's first of
+  all. They are a domain in the sense of the sparse upcycling paper: another
+  language with its own vocabulary, and in no other part.
+- ``documentation``: docstrings of the packages for mathematics and statistics,
+  and what every installed distribution says about itself (README).
+- ``more_python``: other files of the packages of ``python``: more of what is
+  known already.
 
 All packages named are requirements of LLM Foundry, directly or through torch
 and MLflow, so nothing is downloaded; the exact text follows their versions.
@@ -23,11 +25,11 @@ import sysconfig
 import warnings
 from dataclasses import dataclass, field
 from email import message_from_string
+from itertools import chain
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Callable, Iterator, Mapping, Sequence
 
 __all__ = [
-    'DOMAIN_PART',
     'PARTS',
     'PRETRAINING_PART',
     'SECOND_PHASE',
@@ -35,18 +37,17 @@ __all__ = [
     'collect',
 ]
 
-PRETRAINING_PART = 'prose'
-DOMAIN_PART = 'domain'
+PRETRAINING_PART = 'python'
 
-# Part of the second phase -> its proportion (paper, section 2).
+# Part of the second phase -> its proportion.
 SECOND_PHASE = {
-    'docstrings': 0.15,
-    'code': 0.35,
-    'packages': 0.15,
-    DOMAIN_PART: 0.35,
+    'headers': 0.5,
+    'documentation': 0.25,
+    'more_python': 0.25,
 }
 PARTS = (PRETRAINING_PART, *SECOND_PHASE)
 
+# Not transformers, whose models are copies of each other.
 _GENERAL_PACKAGES = (
     'aiohttp',
     'botocore',
@@ -59,24 +60,29 @@ _GENERAL_PACKAGES = (
     'mlflow',
     'pandas',
     'pip',
+    'pygments',
     'setuptools',
     'sqlalchemy',
     'streaming',
     'torch',
     'torchmetrics',
     'torchvision',
+    'triton',
     'wandb',
 )
-_DOMAIN_PACKAGES = ('mpmath', 'networkx', 'numpy', 'scipy', 'sklearn', 'sympy')
+_MATHEMATICS = ('mpmath', 'networkx', 'numpy', 'scipy', 'sklearn', 'sympy')
+_HEADERS = ('*.h', '*.hpp', '*.cuh')
 
-# Below this a docstring is a label, not a text.
+# Below this a text is a label.
 _MIN_CHARS = 200
 # One document in this many is held out of training.
 _HELD_OUT_EVERY = 6
-# One file in this many goes to `docstrings` instead of `prose`.
-_DOCSTRINGS_EVERY = 4
+# One file in this many goes to `more_python` instead of `python`.
+_MORE_EVERY = 4
 # Tests repeat themselves; `encodings` and `pydoc_data` are tables.
 _SKIPPED_FOLDERS = {'encodings', 'pydoc_data', 'site-packages', 'test', 'tests'}
+# Thousands of torch's headers differ by a name.
+_GENERATED = '@generated'
 
 
 @dataclass
@@ -90,6 +96,14 @@ class Documents:
 
     train: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A document that is not read yet, and a name to sort it by."""
+
+    name: str
+    pieces: Callable[[], list[str]]
 
 
 def collect(max_chars: Mapping[str, int]) -> dict[str, Documents]:
@@ -108,36 +122,93 @@ def collect(max_chars: Mapping[str, int]) -> dict[str, Documents]:
         The documents of each part.
     """
     seen: set[str] = set()
-    return {part: _split(_read(part), max_chars[part], seen) for part in PARTS}
+    return {
+        part: _split(_sources(part), max_chars[part], seen)
+        for part in PARTS
+    }
 
 
-def _read(part: str) -> Iterator[list[str]]:
-    """Yields each document of a part as the pieces it is made of."""
-    if part == 'packages':
-        yield from _descriptions()
-        return
-    if part == 'code':
-        root = Path(sysconfig.get_path('stdlib'))
-        for path in _source_files(root, ('', )):
-            yield [path.read_text(encoding='utf-8', errors='replace')]
-        return
-    packages = _DOMAIN_PACKAGES if part == DOMAIN_PART else _GENERAL_PACKAGES
+def _sources(part: str) -> list[_Source]:
+    """Of a part, in an order fixed by their names."""
     root = Path(sysconfig.get_path('purelib'))
-    for path in _source_files(root, packages):
-        in_docstrings = _bucket(_name(path, root), _DOCSTRINGS_EVERY) == 0
-        if part == DOMAIN_PART or in_docstrings == (part == 'docstrings'):
-            yield _docstrings(path)
+    if part == 'headers':
+        found = _files(root, ('', ), _HEADERS, _whole)
+    elif part == 'documentation':
+        documented = _files(root, _MATHEMATICS, ('*.py', ), _docstrings)
+        found = chain(documented, _descriptions())
+    else:
+        standard = Path(sysconfig.get_path('stdlib'))
+        found = (
+            source for source in chain(
+                _files(root, _GENERAL_PACKAGES, ('*.py', ), _whole),
+                _files(standard, ('', ), ('*.py', ), _whole),
+            ) if (_bucket(source.name, _MORE_EVERY) == 0
+                 ) == (part == 'more_python')
+        )
+    return sorted(found, key=lambda source: _digest(source.name))
+
+
+def _files(
+    root: Path,
+    folders: Sequence[str],
+    patterns: Sequence[str],
+    read: Callable[[Path], list[str]],
+) -> Iterator[_Source]:
+    for folder in folders:
+        for pattern in patterns:
+            for path in (root / folder).rglob(pattern):
+                name = path.relative_to(root)
+                if _SKIPPED_FOLDERS.isdisjoint(name.parts):
+                    # Bound now: the loop goes on before it is read.
+                    yield _Source(name.as_posix(), lambda path=path: read(path))
+
+
+def _whole(path: Path) -> list[str]:
+    text = _text(path)
+    return [] if _GENERATED in text[:200] else [text]
+
+
+def _docstrings(path: Path) -> list[str]:
+    with warnings.catch_warnings():
+        # Invalid escape sequences in other people's files.
+        warnings.simplefilter('ignore')
+        try:
+            tree = ast.parse(_text(path))
+        except SyntaxError:
+            # Templates and files for other versions of Python.
+            return []
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, kinds))
+    return [text for text in map(ast.get_docstring, nodes) if text]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding='utf-8', errors='replace')
+
+
+def _descriptions() -> Iterator[_Source]:
+    by_name = {}
+    for distribution in importlib.metadata.distributions():
+        # Not `.metadata`: its form depends on whether the package
+        # importlib_metadata has been imported.
+        metadata = message_from_string(distribution.read_text('METADATA') or '')
+        by_name[metadata['Name'] or ''] = str(metadata.get_payload()).strip()
+    for name, text in by_name.items():
+        yield _Source(name, lambda text=text: [text])
 
 
 def _split(
-    documents: Iterator[list[str]],
+    sources: Sequence[_Source],
     max_chars: int,
     seen: set[str],
 ) -> Documents:
     result = Documents()
     n_chars = 0
-    for pieces in documents:
-        new = [p for p in pieces if len(p) >= _MIN_CHARS and _is_new(p, seen)]
+    for source in sources:
+        new = [
+            piece for piece in source.pieces()
+            if len(piece) >= _MIN_CHARS and _is_new(piece, seen)
+        ]
         if not new:
             continue
         text = '\n\n'.join(new)
@@ -155,45 +226,6 @@ def _is_new(text: str, seen: set[str]) -> bool:
         return False
     seen.add(digest)
     return True
-
-
-def _source_files(root: Path, packages: tuple[str, ...]) -> list[Path]:
-    """Python files below the packages, in an order fixed by their names."""
-    paths = [
-        path for package in packages for path in (root / package).rglob('*.py')
-        if _SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)
-    ]
-    return sorted(paths, key=lambda path: _digest(_name(path, root)))
-
-
-def _docstrings(path: Path) -> list[str]:
-    source = path.read_text(encoding='utf-8', errors='replace')
-    with warnings.catch_warnings():
-        # Invalid escape sequences in other people's files.
-        warnings.simplefilter('ignore')
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:
-            # Templates and files for other versions of Python.
-            return []
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = (node for node in ast.walk(tree) if isinstance(node, kinds))
-    return [text for text in map(ast.get_docstring, nodes) if text]
-
-
-def _descriptions() -> Iterator[list[str]]:
-    by_name = {}
-    for distribution in importlib.metadata.distributions():
-        # Not `.metadata`: its form depends on whether the package
-        # importlib_metadata has been imported.
-        metadata = message_from_string(distribution.read_text('METADATA') or '')
-        by_name[metadata['Name'] or ''] = str(metadata.get_payload()).strip()
-    for name in sorted(by_name, key=_digest):
-        yield [by_name[name]]
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
 
 
 def _digest(text: str) -> str:

@@ -15,12 +15,11 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 import yaml
 
 from foundry_upcycle.data.corpus import (
-    DOMAIN_PART,
     PARTS,
     PRETRAINING_PART,
     SECOND_PHASE,
@@ -34,7 +33,9 @@ from foundry_upcycle.gauntlet.gauntlets import FOLDER
 
 __all__ = ['SIZES', 'Size', 'main', 'write_quickstart']
 
-_VOCAB_SIZE = 2048
+_VOCAB_SIZE = 512
+# Of each part: more changes few of so few tokens.
+_TOKENIZER_CHARS = 1_000_000
 _SEED = 17
 # What says that the data are there, and which.
 _DONE = 'data.json'
@@ -62,11 +63,19 @@ class Size:
 SIZES = {
     'full':
     Size(
-        seq_len=256,
-        pretrain_chars=8_000_000,
-        part_chars=5_000_000,
-        n_held_out=128,
+        seq_len=128,
+        pretrain_chars=12_000_000,
+        part_chars=4_000_000,
+        n_held_out=512,
         n_examples=250,
+    ),
+    'large':
+    Size(
+        seq_len=128,
+        pretrain_chars=60_000_000,
+        part_chars=20_000_000,
+        n_held_out=1024,
+        n_examples=1000,
     ),
     'tiny':
     Size(
@@ -127,7 +136,10 @@ def _write_streams(
 
     print('trains the tokenizer', flush=True)
     tokenizer = train_tokenizer(
-        (text for part in PARTS for text in documents[part].train),
+        (
+            text for part in PARTS
+            for text in _beginning(documents[part].train, _TOKENIZER_CHARS)
+        ),
         _VOCAB_SIZE,
         folder / 'tokenizer',
     )
@@ -150,15 +162,26 @@ def _write_streams(
         print(f'{part}: {tokens:,} training tokens', flush=True)
 
 
+def _beginning(texts: Sequence[str], max_chars: int) -> Iterator[str]:
+    n_chars = 0
+    for text in texts:
+        yield text
+        n_chars += len(text)
+        if n_chars >= max_chars:
+            return
+
+
 def _write_tasks(
     folder: Path,
     documents: dict[str, Documents],
     n_examples: int,
 ) -> None:
     write_tasks(
-        domain=documents[DOMAIN_PART].held_out,
-        code=documents['code'].held_out,
-        folder=folder,
+        {
+            part: each.held_out
+            for part, each in documents.items()
+        },
+        folder,
         n_examples=n_examples,
         seed=_SEED,
     )

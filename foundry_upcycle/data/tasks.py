@@ -2,9 +2,9 @@
 
 Four tasks, as JSONL files with the fields of Foundry's in-context datasets:
 
-- ``last_word``: the last word of a passage on the domain (language modeling).
-- ``next_line``: which of four indented lines comes next in code.
-- ``brackets``: which of four endings closes the brackets of a line of code.
+- ``last_word``: the last word of a passage of text (language modeling).
+- ``next_line``: which of four indented lines comes next in a header.
+- ``brackets``: which of four endings closes the brackets of a line of Python.
 - ``arithmetic``: which of four numbers is the sum of two.
 
 Wrong choices are as plausible as the task allows: lines that occur elsewhere,
@@ -15,7 +15,7 @@ import json
 import random
 import re
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 __all__ = [
     'TASKS',
@@ -32,8 +32,7 @@ Example = dict[str, Any]
 
 
 def write_tasks(
-    domain: Sequence[str],
-    code: Sequence[str],
+    documents: Mapping[str, Sequence[str]],
     folder: Path,
     n_examples: int,
     seed: int,
@@ -41,8 +40,7 @@ def write_tasks(
     """Writes every task of ``TASKS`` to ``folder/<task>.jsonl``.
 
     Args:
-        domain: Held-out documents on the domain.
-        code: Held-out source files.
+        documents: Part of the corpus -> its held-out documents.
         folder: Where to write.
         n_examples: Examples of a task.
         seed: Chooses examples and wrong choices.
@@ -51,13 +49,13 @@ def write_tasks(
         ValueError: The documents hold fewer examples than asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (source, make) in TASKS.items():
-        documents = domain if source == 'domain' else code
-        examples = list(make(documents, random.Random(f'{seed}/{name}')))
+    for name, (part, make) in TASKS.items():
+        sources = documents[part]
+        examples = list(make(sources, random.Random(f'{seed}/{name}')))
         if len(examples) < n_examples:
             raise ValueError(
-                f'{name}: {n_examples=} but the {len(documents)} held-out ' +
-                f'documents of {source} hold {len(examples)}. Collect more ' +
+                f'{name}: {n_examples=} but the {len(sources)} held-out ' +
+                f'documents of {part} hold {len(examples)}. Collect more ' +
                 'text, or lower n_examples.',
             )
         chosen = random.Random(seed).sample(examples, n_examples)
@@ -169,10 +167,10 @@ def _multiple_choice(
 
 _Maker = Callable[[Sequence[str], random.Random], Iterator[Example]]
 
-# Task -> the part it is cut from, and how.
+# Task -> the part of the corpus it is cut from, and how.
 TASKS: dict[str, tuple[str, _Maker]] = {
-    'last_word': ('domain', _last_word),
-    'next_line': ('code', _next_line),
-    'brackets': ('code', _brackets),
-    'arithmetic': ('domain', _arithmetic),
+    'last_word': ('documentation', _last_word),
+    'next_line': ('headers', _next_line),
+    'brackets': ('python', _brackets),
+    'arithmetic': ('documentation', _arithmetic),
 }

@@ -16,8 +16,8 @@ from foundry_upcycle.gauntlet.tasks import check_data, read_tasks
 YAMLS = Path(__file__).parents[2] / 'yamls'
 SMALL = Size(
     seq_len=32,
-    pretrain_chars=60_000,
-    part_chars=80_000,
+    pretrain_chars=300_000,
+    part_chars=300_000,
     n_held_out=3,
     n_examples=4,
 )

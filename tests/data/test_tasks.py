@@ -13,7 +13,7 @@ _GAUNTLET = Path(__file__).parents[2] / 'eval_gauntlet'
 _N_EXAMPLES = 6
 
 
-def _domain() -> list[str]:
+def _text() -> list[str]:
     passage = 'The norm of a vector is the root of a sum of its squares. ' * 3
     return [
         f'{passage}Of matrix {n} we take the {word}.\n\nThat is all.'
@@ -31,9 +31,17 @@ def _code() -> list[str]:
     ]
 
 
+def _documents() -> dict[str, list[str]]:
+    return {
+        'documentation': _text(),
+        'headers': _code(),
+        'python': _code(),
+    }
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_tasks(_domain(), _code(), tmp_path, _N_EXAMPLES, seed=17)
+    write_tasks(_documents(), tmp_path, _N_EXAMPLES, seed=17)
     return tmp_path
 
 
@@ -43,7 +51,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def test_same_seed_same_tasks(folder: Path, tmp_path: Path):
     other = tmp_path / 'other'
-    write_tasks(_domain(), _code(), other, _N_EXAMPLES, seed=17)
+    write_tasks(_documents(), other, _N_EXAMPLES, seed=17)
     for name in TASKS:
         path = f'{name}.jsonl'
         assert (folder / path).read_text() == (other / path).read_text()
@@ -105,7 +113,7 @@ def test_four_different_choices(folder: Path, task: str):
 
 def test_too_few_examples(tmp_path: Path):
     with pytest.raises(ValueError, match=r'last_word: n_examples=500 but the'):
-        write_tasks(_domain(), _code(), tmp_path, 500, seed=17)
+        write_tasks(_documents(), tmp_path, 500, seed=17)
 
 
 def test_gauntlet_names_every_task():
@@ -122,7 +130,7 @@ def test_gauntlet_names_every_task():
 def test_foundry_reads_the_task(folder: Path, tmp_path: Path, task: str):
     from llmfoundry.eval.datasets import get_icl_task_dataloader
 
-    tokenizer = train_tokenizer(_domain() + _code(), 300, tmp_path / 'tok')
+    tokenizer = train_tokenizer(_text() + _code(), 300, tmp_path / 'tok')
     tasks = yaml.safe_load((_GAUNTLET / 'quickstart_tasks.yaml').read_text())
     [config] = [t for t in tasks['icl_tasks'] if t['label'] == task]
     assert config['dataset_uri'] == f'{task}.jsonl'

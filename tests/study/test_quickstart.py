@@ -88,7 +88,9 @@ def test_tiny_quickstart(checkout: Path):
     assert load is not None and load.layers == (0, 1)
     for result in results.by_place.values():
         assert result.evaluation is not None
-        assert result.evaluation.losses.keys() == {'domain', 'prose'}
+        assert result.evaluation.losses.keys() == {
+            'headers', 'documentation', 'python'
+        }
         assert len(result.evaluation.tasks.tasks) == 4
         assert result.seconds is not None and result.seconds > 0
 

@@ -33,7 +33,7 @@ Written by `make bench`; the figures are of one run of it, `{command}`.
 {machine}
 
 ## Training on a CPU
-The callback `cpu_training: {{}}`, which the quickstart's YAMLs have, computes the same, faster: attention by torch's fused kernel instead of one that writes all scores, training metrics of the loss that is there instead of two more cross entropies, and freed memory that stays with the process instead of being cleared by the system at each step. They also read their data without a process of its own (`num_workers: 0`), which would send the lengths of each sequence as a tensor, by a file descriptor. Below are steps of the quickstart's models (d_model 128, 4 layers, vocabulary 2048, 16 sequences of 256 tokens) and of smaller ones (d_model 64, 4 layers, vocabulary 512, 64 sequences of 128), dense and as mixtures of 8 experts, 2 a token, trained
+The callback `cpu_training: {{}}`, which the quickstart's YAMLs have, computes the same, faster: attention by torch's fused kernel instead of one that writes all scores, training metrics of the loss that is there instead of two more cross entropies, and freed memory that stays with the process instead of being cleared by the system at each step. They also read their data without a process of its own (`num_workers: 0`), which would send the lengths of each sequence as a tensor, by a file descriptor. Below are steps of models like the quickstart's of 1M (d_model 128, 4 layers, vocabulary 2048, 16 sequences of 256 tokens) and 0.2M parameters (d_model 64, 4 layers, vocabulary 512, 64 sequences of 128), dense and as mixtures of 8 experts, 2 a token, trained
 
 - without the callback, and with Foundry's own dataloader process, as before;
 - as the YAML says, with both;

@@ -1,6 +1,6 @@
-"""What is trained: the quickstart's YAMLs, and smaller ones of the same kind."""
+"""What is trained: the quickstart's YAMLs, at two sizes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -28,21 +28,28 @@ class Shape:
     """
 
     yaml: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any]
 
 
-_SMALL = {
-    'max_seq_len': 128,
-    'global_train_batch_size': 64,
-    'device_train_microbatch_size': 64,
-    'model.d_model': 64,
-    'model.vocab_size': 512,
-    'model.ffn_config.ffn_hidden_size': 160,
-}
+def _sizes(d_model: int, vocab_size: int, seq_len: int, n: int) -> dict:
+    return {
+        'max_seq_len': seq_len,
+        'global_train_batch_size': n,
+        'device_train_microbatch_size': n,
+        'model.d_model': d_model,
+        'model.n_heads': 4,
+        'model.n_layers': 4,
+        'model.vocab_size': vocab_size,
+        'model.ffn_config.ffn_hidden_size': 5 * d_model // 2,
+    }
+
+
+_LARGE = _sizes(d_model=128, vocab_size=2048, seq_len=256, n=16)
+_SMALL = _sizes(d_model=64, vocab_size=512, seq_len=128, n=64)
 
 SHAPES = {
-    'quickstart, dense': Shape('quickstart_pretrain.yaml'),
-    'quickstart, mixture': Shape('quickstart_upcycle.yaml'),
+    '1M, dense': Shape('quickstart_pretrain.yaml', _LARGE),
+    '1M, mixture': Shape('quickstart_upcycle.yaml', _LARGE),
     '0.2M, dense': Shape('quickstart_pretrain.yaml', _SMALL),
     '0.2M, mixture': Shape('quickstart_upcycle.yaml', _SMALL),
 }
