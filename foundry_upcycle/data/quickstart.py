@@ -31,7 +31,7 @@ from foundry_upcycle.errors import CheckpointError, ConfigError
 from foundry_upcycle.files import write_whole
 from foundry_upcycle.gauntlet.gauntlets import FOLDER
 
-__all__ = ['SIZES', 'Size', 'main', 'write_quickstart']
+__all__ = ['SIZES', 'Size', 'main', 'write_gauntlet', 'write_quickstart']
 
 _VOCAB_SIZE = 512
 # Of each part: more changes few of so few tokens.
@@ -120,7 +120,7 @@ def write_quickstart(folder: Path, size: Size) -> bool:
         **dict.fromkeys(SECOND_PHASE, size.part_chars),
     })
     _write_streams(folder, documents, size)
-    _write_tasks(folder / 'tasks', documents, size.n_examples)
+    write_gauntlet(folder / 'tasks', documents, size.n_examples)
     write_whole(done, json.dumps(settings))
     return True
 
@@ -171,11 +171,18 @@ def _beginning(texts: Sequence[str], max_chars: int) -> Iterator[str]:
             return
 
 
-def _write_tasks(
+def write_gauntlet(
     folder: Path,
     documents: dict[str, Documents],
     n_examples: int,
 ) -> None:
+    """Writes the quickstart's tasks, and the YAMLs that name them.
+
+    Args:
+        folder: Where to.
+        documents: Of all parts of the corpus.
+        n_examples: Of each task.
+    """
     write_tasks(
         {
             part: each.held_out

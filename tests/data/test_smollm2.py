@@ -23,7 +23,7 @@ from foundry_upcycle.data.smollm2 import FILE_NAME, get_smollm2, main
 from foundry_upcycle.data.tokenizer import train_tokenizer
 from foundry_upcycle.errors import CheckpointError
 
-YAML = Path(__file__).parents[2] / 'yamls' / 'smollm2_upcycle.yaml'
+YAMLS = Path(__file__).parents[2] / 'yamls'
 
 # What the GGUF file says; rms_norm_eps is the float32 next to 1e-5.
 HF_CONFIG = {
@@ -155,14 +155,15 @@ def test_code_in_the_models_tokens(
 
     def collect(max_chars: dict[str, int]) -> dict[str, Documents]:
         asked.update(max_chars)
-        return {'code': documents}
+        assert set(max_chars) == set(corpus.PARTS)
+        return {'python': documents}
 
     monkeypatch.setattr(corpus, 'collect', collect)
     texts = documents.train + documents.held_out
     tokenizer = train_tokenizer(texts, 270, tmp_path / 'tokenizer')
     for _ in range(2):  # The second time replaces the first.
         main([str(tmp_path), '--tokenizer', str(tmp_path / 'tokenizer')])
-    assert [part for part, n_chars in asked.items() if n_chars] == ['code']
+    assert [part for part, n_chars in asked.items() if n_chars] == ['python']
     for split in ('train', 'held_out'):
         dataset = StreamingDataset(
             local=str(tmp_path / 'code' / split),
@@ -178,8 +179,40 @@ def test_code_in_the_models_tokens(
         assert split == 'train' or len(dataset) == 16
 
 
-def test_yaml_has_the_models_settings():
-    yaml = OmegaConf.load(YAML)
+def test_the_study_has_what_its_evaluation_reads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(smollm2, '_PART_CHARS', 400_000)
+    monkeypatch.setattr(smollm2, '_N_EXAMPLES', 8)
+    tokenizer = str(tmp_path / 'tokenizer')
+    train_tokenizer(['def f(x):\n    return x\n'], 270, tmp_path / 'tokenizer')
+    main([str(tmp_path), '--tokenizer', tokenizer, '--study'])
+    evaluation: Any = OmegaConf.load(YAMLS / 'eval_quickstart.yaml')
+    evaluation.variables.folder = str(tmp_path)
+    for loader in evaluation.eval_loaders:
+        folder = Path(loader.dataset.local) / loader.dataset.split
+        data = StreamingDataset(local=str(folder), batch_size=1)
+        assert len(data) == 64 and data[0]['tokens'].shape == (256, )
+    assert (tmp_path / 'data/headers/train/index.json').is_file()
+    tasks: Any = OmegaConf.load(evaluation.icl_tasks)
+    for task in tasks.icl_tasks:
+        assert len(Path(task.dataset_uri).read_text().splitlines()) == 8
+    assert Path(evaluation.eval_gauntlet).is_file()
+
+
+def test_a_study_takes_a_tokenizer(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), '--study'])
+    assert '--tokenizer' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'name,changed',
+    [('upcycle', {'ffn_config.ffn_type'}), ('cpt', set())],
+)
+def test_yaml_has_the_models_settings(name: str, changed: set[str]):
+    yaml = OmegaConf.load(YAMLS / f'smollm2_{name}.yaml')
     # Raises on an unknown key and on a missing mandatory one.
     make_dataclass_and_log_config(
         yaml,
@@ -192,7 +225,7 @@ def test_yaml_has_the_models_settings():
     found, expected = complete(cfg['model']), complete(to_mpt(HF_CONFIG))
     expected['max_seq_len'] = cfg['max_seq_len']
     differing = {key for key in expected if found[key] != expected[key]}
-    assert differing == {'ffn_config.ffn_type'}
+    assert differing == changed
     assert set(found) - set(expected) <= {
         *(key for key in found if key.startswith('ffn_config.')),
         *('name', 'init_device', 'loss_fn'),

@@ -42,7 +42,9 @@ def evaluated(grid: Grid, name: str) -> DictConfig:
 
 
 @pytest.fixture(
-    params=['430m', '1b', 'example', 'quickstart', 'quickstart_tiny']
+    params=[
+        '430m', '1b', 'example', 'quickstart', 'quickstart_tiny', 'smollm2'
+    ]
 )
 def ours(request, tmp_path: Path, monkeypatch) -> Grid:
     grid = plan_grid(read_study(YAMLS / f'study_{request.param}.yaml'))
@@ -59,16 +61,20 @@ def test_foundry_accepts_them(ours: Grid):
     assert len(runs) >= 3
     for run in runs:
         files = RunFiles(ours.study, run.name)
-        # Raises on an unknown key and on a missing mandatory one.
-        _, config = make_dataclass_and_log_config(
-            OmegaConf.load(files.train_yaml),
-            TrainConfig,
-            TRAIN_CONFIG_KEYS,
-            transforms='all',
-        )
-        assert config.run_name == run.name
-        assert config.autoresume
-        assert config.save_folder == str(files.checkpoints)
+        start = str(files.checkpoints)
+        if run.checkpoint is None:
+            # Raises on an unknown key and on a missing mandatory one.
+            _, config = make_dataclass_and_log_config(
+                OmegaConf.load(files.train_yaml),
+                TrainConfig,
+                TRAIN_CONFIG_KEYS,
+                transforms='all',
+            )
+            assert config.run_name == run.name
+            assert config.autoresume
+            assert config.save_folder == start
+        else:
+            start = run.checkpoint.path
         _, config = make_dataclass_and_log_config(
             OmegaConf.load(files.eval_yaml),
             EvalConfig,
@@ -77,7 +83,7 @@ def test_foundry_accepts_them(ours: Grid):
         )
         assert config.run_name == evaluation_run_name(run.name)
         assert [entry['model_name'] for entry in config.models] == [run.name]
-        assert config.models[0]['load_path'].startswith(str(files.checkpoints))
+        assert config.models[0]['load_path'].startswith(start)
 
 
 def test_sharded_checkpoints_have_another_name():
