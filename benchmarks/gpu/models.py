@@ -6,10 +6,11 @@ from typing import Any, Optional
 import torch
 from composer import Trainer
 from composer.core import get_precision_context
+from composer.devices import DeviceCPU, DeviceGPU
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerModel
 from composer.optim import DecoupledSGDW
-from composer.utils import dist, get_device
+from composer.utils import dist
 from llmfoundry.utils.builders import build_callback, build_composer_model
 from llmfoundry.utils.config_utils import process_init_device
 from omegaconf import OmegaConf
@@ -125,7 +126,11 @@ class Run:
         monitored: bool = False,
         **settings: Any,
     ):
-        composer_device = get_device('gpu' if device == 'cuda' else 'cpu')
+        # Composer's default is TF32, whose products have 10 bits: what is to be
+        # the same in float32 would differ by more than its tolerance.
+        composer_device = DeviceGPU(
+            allow_tf32=False,
+        ) if device == 'cuda' else DeviceCPU()
         dist.initialize_dist(composer_device)
         fsdp_config = {'state_dict_type': 'sharded'} if fsdp else None
         model = new_model(moe_config(init_device=init_device), fsdp_config)
