@@ -22,6 +22,8 @@ __all__ = ['MARK', 'Case', 'is_out_of_memory', 'main']
 
 MARK = '@pack '
 _MOST_OF_ERROR = 300
+# Errors of kernels, torch's and Triton's.
+_SPOILT = ('CUDA error', 'Triton Error')
 
 # Returns what was measured, by name.
 Case = Callable[[], dict[str, Any]]
@@ -56,19 +58,18 @@ def main(
             continue
         _tell(started=name)
         start = time.perf_counter()
-        outcome, is_over = _outcome(run)
+        outcome, is_spoilt = _outcome(run)
         seconds_taken = round(time.perf_counter() - start, 1)
         _tell(name=name, seconds=seconds_taken, **outcome)
-        if is_over:
+        if is_spoilt:
             sys.exit(1)
+        _free()
         if getattr(part, 'ONE_A_PROCESS', False):
             return
 
 
 def _outcome(run: Case) -> tuple[dict[str, Any], bool]:
     """What a case measured, or its error; whether the process is spoilt."""
-    import torch
-
     try:
         return run(), False
     except ConfigError as error:
@@ -79,11 +80,16 @@ def _outcome(run: Case) -> tuple[dict[str, Any], bool]:
             return {'error': f'out of memory: {_line(error)}'}, False
         # After an error of a kernel, every call of CUDA fails.
         outcome = {'error': f'{type(error).__name__}: {_line(error)}'}
-        return outcome, 'CUDA error' in str(error)
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        return outcome, any(text in str(error) for text in _SPOILT)
+
+
+def _free() -> None:
+    """Gives the next case all of the memory."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -21,6 +21,15 @@ def _takes_all_memory() -> dict[str, Any]:
     raise torch.OutOfMemoryError('Tried to allocate 99 GiB.')
 
 
+# Of this process.
+_spoilt: list[str] = []
+
+
+def _spoils() -> dict[str, Any]:
+    _spoilt.append('by a kernel')
+    raise RuntimeError('Triton Error [CUDA]: an illegal memory access')
+
+
 def _dies() -> dict[str, Any]:
     print('Segmentation fault', flush=True)
     os._exit(139)
@@ -36,7 +45,9 @@ def cases(device: str, folder: Path) -> dict[str, Any]:
         'fails': _fails,
         'takes all memory': _takes_all_memory,
         'dies': _dies,
+        'spoils': _spoils,
         'works after': lambda: {
-            'value': 2
+            'value': 2,
+            'spoilt': _spoilt
         },
     }

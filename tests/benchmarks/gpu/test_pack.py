@@ -32,7 +32,7 @@ def test_every_ending_of_a_case_is_kept(
     monkeypatch.setenv('PYTHONPATH', f'{ROOT}:{Path(__file__).parent}')
     kept: list[list[dict[str, Any]]] = []
     run_part('dying_part', 60, 'cpu', tmp_path, kept.append, lambda _: None)
-    assert [len(records) for records in kept] == [1, 2, 3, 4, 5, 6]
+    assert [len(records) for records in kept] == [1, 2, 3, 4, 5, 6, 7]
     found = {each['name']: each for each in kept[-1]}
     assert found['works']['value'] == 1
     assert 'this torch lacks it' in found['refuses']['left_out']
@@ -40,7 +40,10 @@ def test_every_ending_of_a_case_is_kept(
     assert 'out of memory: Tried' in found['takes all memory']['error']
     for part in ('exit status 139', 'Segmentation fault'):
         assert part in found['dies']['error']
+    assert 'illegal memory access' in found['spoils']['error']
+    # In a new process.
     assert found['works after']['value'] == 2
+    assert found['works after']['spoilt'] == []
 
 
 def test_no_case_starts_after_the_parts_time(
