@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from composer import Callback, Logger, State, Trainer
 from composer.callbacks.speed_monitor import get_gpu_flops_available
+from composer.trainer.trainer import _clear_incomplete_train_states
 from llmfoundry.command_utils import train
 from llmfoundry.registry import attention_implementations
 from omegaconf import DictConfig, OmegaConf
@@ -35,11 +36,16 @@ _YAMLS = Path(__file__).parents[2] / 'yamls'
 # Sequences of an optimizer step: its time is that of many microbatches, as in
 # the paper's runs, where a rank has 128 of 8 ranks.
 _SEQUENCES = 16
+_MICROBATCHES = (1, 2, 4, 8, 16)
 # Measured at each microbatch size, after one that allocates.
 _STEPS = 2
+# Those, the one of `train`, and that of the profile. They are one epoch: where
+# one ends the loader starts anew, and a step would seem to take that long.
+_EPOCH_STEPS = 1 + len(_MICROBATCHES) * (1 + _STEPS) + 1
 _TOP_OPERATIONS = 15
-# Weights, gradients and Lion's momentum.
-_FLOAT32_COPIES = 3
+# Weights, gradients and Lion's momentum in float32, and the weights in bfloat16,
+# which autocast keeps until the backward pass has used them.
+_BYTES_A_PARAMETER = 3 * 4 + 2
 # A model whose sizes show nothing but that it runs.
 _TINY = {
     'max_seq_len': 64,
@@ -69,8 +75,9 @@ def cases(device: str, folder: Path) -> dict[str, Any]:
         'pretrain_1b': None,
     }
     return {
-        name: partial(_case,
-                      name.split(',')[0], ffn_type, device, folder)
+        name:
+        partial(_case,
+                name.split(',')[0], ffn_type, device, folder / device)
         for name, ffn_type in names.items()
     }
 
@@ -174,7 +181,7 @@ def _write_data(folder: Path, seq_len: int, vocab_size: int) -> None:
             out=str(folder / 'tokens' / 'train'),
             columns={'tokens': 'ndarray:int32'},
     ) as writer:
-        for _ in range(8 * _SEQUENCES):
+        for _ in range(_EPOCH_STEPS * _SEQUENCES):
             tokens = random.integers(vocab_size, size=seq_len, dtype=np.int32)
             writer.write({'tokens': tokens})
 
@@ -183,14 +190,14 @@ def _require_memory(budget: TrainingBudget, device: str) -> None:
     """Refuses what cannot fit, before minutes of making its weights."""
     if device == 'cpu':
         return
-    needed = _FLOAT32_COPIES * budget.float32_bytes
+    needed = _BYTES_A_PARAMETER * budget.n_total_params
     there = torch.cuda.get_device_properties(0).total_memory
     if needed > there:
         raise ConfigError(
             'model',
             f'{budget.n_total_params / 1e9:.2f}B parameters',
-            f'weights, gradients and momentum take {needed / 2**30:.0f} GiB; '
-            f'this GPU has {there / 2**30:.0f}.',
+            f'without activations it takes {needed / 2**30:.0f} GiB; this GPU '
+            f'has {there / 2**30:.0f}.',
             'train it on more than one.',
         )
 
@@ -217,8 +224,7 @@ def _by_microbatch(
     timer = _StepTimer()
     trainer.state.callbacks.append(timer)
     found: list[dict[str, Any]] = []
-    size = 1
-    while size <= _SEQUENCES:
+    for size in _MICROBATCHES:
         trainer.state.device_train_microbatch_size = size
         timer.ends.clear()
         try:
@@ -237,7 +243,6 @@ def _by_microbatch(
         })
         if speed < max(each['tokens_per_s'] for each in found):
             break
-        size *= 2
     trainer.state.callbacks.remove(timer)
     return found
 
@@ -256,6 +261,8 @@ def _fit(trainer: Trainer, steps: int, device: str) -> Optional[int]:
 
 def _operations(trainer: Trainer, device: str) -> list[dict[str, Any]]:
     """Where the time of a step goes, the most expensive operations first."""
+    # A step that ran out of memory left its outputs and gradients there.
+    _clear_incomplete_train_states(trainer.state)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == 'cuda':
         activities.append(torch.profiler.ProfilerActivity.CUDA)
