@@ -1,19 +1,25 @@
 """What a study YAML says, checked."""
 
-import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Mapping, Optional, Sequence
+from typing import Any, Literal, Mapping, Optional
 
 from omegaconf import OmegaConf
 
-from foundry_upcycle.config import is_number
 from foundry_upcycle.documents import DocumentError, read_config
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.existing import ExistingCheckpoint
-from foundry_upcycle.study.section import Section
+from foundry_upcycle.study.section import (
+    Section,
+    check_name,
+    distinct,
+    has_instead,
+    is_positive,
+    named,
+    require_once,
+    yaml_beside,
+)
 
 __all__ = [
     'Hardware',
@@ -24,8 +30,6 @@ __all__ = [
     'read_study',
 ]
 
-# What names runs, and so files and folders.
-_NAME = re.compile(r'\w[\w.-]*')
 # What NumPy seeds its generators with, at the most.
 _MAX_SEED = 2**32 - 1
 # More than any study has.
@@ -163,7 +167,7 @@ def read_study(path: str | Path) -> Study:
         name=name,
         folder=folder,
         tracking_uri=section.take('tracking_uri', str, f'{folder}/mlruns'),
-        seeds=_distinct(
+        seeds=distinct(
             section,
             'seeds',
             (int, ),
@@ -177,7 +181,7 @@ def read_study(path: str | Path) -> Study:
         ),
         hardware=_hardware(section),
         variables=section.take('variables', dict, {}),
-        evaluation=_yaml(path.parent, section, 'evaluation')
+        evaluation=yaml_beside(path.parent, section, 'evaluation')
         if section.has('evaluation') else None,
     )
     section.refuse_others()
@@ -221,8 +225,8 @@ def _load(path: Path) -> dict[Any, Any]:
 
 
 def _model(folder: Path, section: Section, name: str) -> ModelGrid:
-    _check_name(section.prefix, name)
-    in_flops = _has_instead(section, 'budgets', ('fractions', ))
+    check_name(section.prefix, name)
+    in_flops = has_instead(section, 'budgets', ('fractions', ))
     model = ModelGrid(
         name=name,
         **_pretraining(folder, section),
@@ -230,7 +234,7 @@ def _model(folder: Path, section: Section, name: str) -> ModelGrid:
         unit='FLOPs' if in_flops else 'fraction',
         arms={
             each: _phase(folder, section.inside(f'arms.{each}', value))
-            for each, value in _named(section, 'arms').items()
+            for each, value in named(section, 'arms').items()
         },
         paper=section.take('paper', str, None),
     )
@@ -240,15 +244,15 @@ def _model(folder: Path, section: Section, name: str) -> ModelGrid:
 
 def _pretraining(folder: Path, section: Section) -> dict[str, Any]:
     """What the study trains first, or checkpoints that are there."""
-    if _has_instead(section, 'checkpoints', ('durations', 'pretrain')):
+    if has_instead(section, 'checkpoints', ('durations', 'pretrain')):
         checkpoints = {
             each: _checkpoint(section.inside(f'checkpoints.{each}', value))
-            for each, value in _named(section, 'checkpoints').items()
+            for each, value in named(section, 'checkpoints').items()
         }
         return {'pretrain': None, 'durations': checkpoints}
     durations = {
         each: str(value)
-        for each, value in _named(section, 'durations').items()
+        for each, value in named(section, 'durations').items()
     }
     pretrain = section.inside('pretrain', section.take('pretrain', dict))
     return {'pretrain': _phase(folder, pretrain), 'durations': durations}
@@ -270,7 +274,7 @@ def _checkpoint(section: Section) -> ExistingCheckpoint:
             'write the tokens that the model has seen, or the FLOPs.',
         )
     ((key, value), ) = given.items()
-    if not _is_positive(value) or value > _MAX_FLOPS:
+    if not is_positive(value) or value > _MAX_FLOPS:
         raise ConfigError(
             section.key(key),
             value,
@@ -287,34 +291,8 @@ def _budgets(section: Section, in_flops: bool) -> tuple[float, ...]:
     else:
         key, maximum = 'fractions', _MAX_FRACTION
         fix = 'write fractions of the pretraining FLOPs above 0, such as 0.1.'
-    values = _distinct(section, key, (float, int), None, maximum, fix)
+    values = distinct(section, key, (float, int), None, maximum, fix)
     return tuple(sorted(values))
-
-
-def _has_instead(
-    section: Section,
-    key: str,
-    others: Sequence[str],
-) -> bool:
-    """Whether a key is there, in place of others."""
-    there = [other for other in others if section.has(other)]
-    if not section.has(key):
-        return False
-    if there:
-        raise ConfigError(
-            section.key(key),
-            section.content[key],
-            f"it stands in place of {' and '.join(others)}.",
-            f"remove it, or {' and '.join(there)}.",
-        )
-    return True
-
-
-def _named(section: Section, key: str) -> dict[str, Any]:
-    values = section.take(key, dict)
-    for name in values:
-        _check_name(section.key(key), name)
-    return values
 
 
 def _phase(folder: Path, section: Section) -> Phase:
@@ -322,7 +300,7 @@ def _phase(folder: Path, section: Section) -> Phase:
     if isinstance(lr, float):
         lr = [lr]
     for rate in lr:
-        if not _is_positive(rate):
+        if not is_positive(rate):
             raise ConfigError(
                 section.key('lr'),
                 rate,
@@ -330,9 +308,9 @@ def _phase(folder: Path, section: Section) -> Phase:
                 'write a number above 0, such as 5e-5, or a list of them to '
                 'sweep.',
             )
-    _require_once(section.key('lr'), lr)
+    require_once(section.key('lr'), lr)
     phase = Phase(
-        yaml=_yaml(folder, section, 'yaml'),
+        yaml=yaml_beside(folder, section, 'yaml'),
         overrides=section.take('overrides', dict, {}),
         learning_rates=tuple(map(float, lr)),
     )
@@ -349,7 +327,7 @@ def _hardware(section: Section) -> Hardware:
     )
     hardware.refuse_others()
     for key, value in (('peak_flops', found.peak_flops), ('mfu', found.mfu)):
-        if not _is_positive(value) or (key == 'mfu' and value > 1):
+        if not is_positive(value) or (key == 'mfu' and value > 1):
             raise ConfigError(
                 hardware.key(key),
                 value,
@@ -358,67 +336,3 @@ def _hardware(section: Section) -> Hardware:
                 'them that training reaches, up to 1.',
             )
     return found
-
-
-def _distinct(
-    section: Section,
-    key: str,
-    kinds: tuple[type, ...],
-    minimum: Optional[float],
-    maximum: float,
-    fix: str,
-) -> tuple[Any, ...]:
-    values = section.take(key, list)
-    for value in values:
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if minimum is None:
-            fits = is_number and _is_positive(value)
-        else:
-            fits = is_number and value >= minimum
-        if not fits or value > maximum:
-            raise ConfigError(
-                section.key(key),
-                value,
-                'it is no number, too small, or above '
-                f'{maximum:,}.' if fits else 'it is no number, or too small.',
-                fix,
-            )
-    _require_once(section.key(key), values)
-    return tuple(values)
-
-
-def _require_once(key: str, values: Sequence[Any]) -> None:
-    for value in values:
-        if values.count(value) > 1:
-            raise ConfigError(
-                key,
-                value,
-                'it stands there twice, and would name two runs alike.',
-                'write it once.',
-            )
-
-
-def _is_positive(value: Any) -> bool:
-    return is_number(value) and 0 < value < math.inf
-
-
-def _yaml(folder: Path, section: Section, key: str) -> Path:
-    path = folder / section.take(key, str)
-    if not os.path.isfile(path):  # Of a name that can't be, too.
-        raise ConfigError(
-            section.key(key),
-            str(path),
-            'there is no such file.',
-            'name a YAML relative to the folder of the study YAML.',
-        )
-    return path
-
-
-def _check_name(key: str, name: Any) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(
-            key,
-            name,
-            'it can not name runs.',
-            'use letters, digits, _, - and ., and put a number in quotes.',
-        )
