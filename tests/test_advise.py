@@ -109,8 +109,8 @@ def study(tmp_path_factory) -> Path:
         models={
             'm': {
                 'durations': {
-                    'short': '100ba',
-                    'long': '200ba',
+                    'short': '1000ba',
+                    'long': '2000ba',
                 },
                 'fractions': [0.3, 0.4, 0.8],
                 'pretrain': {
@@ -156,7 +156,7 @@ def test_own_runs(study: Path):
 def test_own_runs_alone(study: Path):
     yaml = YAMLS / 'quickstart_pretrain.yaml'
     own = ('--runs', study, '--without-paper')
-    # 100 steps, as the study's short one.
+    # 1000 steps, as the study's short one.
     content = advice(yaml, *own, '--tokens', _tokens(study), '--budgets', '0.4')
     assert content['laws']['cpt']['points'] == 6
     assert content['laws']['cpt']['parameters']['a'] is None
