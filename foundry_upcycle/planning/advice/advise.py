@@ -208,7 +208,7 @@ class _Budgets:
             for arm in ARMS
         }
         lead = _interval(curves.lead, curves.lead_half_width)
-        same_loss = self._same_loss(losses['cpt'].value, lead)
+        same_loss = self._same_loss(fraction, losses['cpt'].value, lead)
         flops = fraction * model.pretraining_flops
         return Budget(
             fraction,
@@ -242,19 +242,27 @@ class _Budgets:
             )
         return tuple(found)
 
-    def _same_loss(self, loss: float, lead: Interval) -> Interval:
+    def _same_loss(
+        self,
+        fraction: float,
+        loss: float,
+        lead: Interval,
+    ) -> Interval:
         """Fractions with which continued pretraining gains the lead."""
         model = self.model
-        return Interval(
-            *(
-                self.arms.cpt.tokens_for(
-                    loss - nats,
-                    self.study,
-                    model.n_params,
-                    model.tokens,
-                ) / model.tokens for nats in (lead.value, lead.low, lead.high)
+
+        def fraction_for(nats: float) -> float:
+            tokens = self.arms.cpt.tokens_for(
+                loss - nats,
+                self.study,
+                model.n_params,
+                model.tokens,
             )
-        )
+            found = tokens / model.tokens
+            # No lead needs no more, even where a law's loss doesn't fall.
+            return found if nats > 0 else min(found, fraction)
+
+        return Interval(*map(fraction_for, (lead.value, lead.low, lead.high)))
 
     def _served_below(self, fraction: float, same_loss: Interval) -> Interval:
         """What the longer training would cost, in tokens served dearer."""

@@ -72,7 +72,7 @@ def _budget(budget: Budget) -> dict[str, Any]:
     return {
         'fraction': budget.fraction,
         'flops': budget.flops,
-        'training_price': budget.training_price,
+        'training_price': _finite(budget.training_price),
         'tokens': dict(budget.tokens),
         'losses': {
             arm: _interval(budget.losses[arm])

@@ -108,7 +108,7 @@ def _totals(advice: Advice) -> Iterator[str]:
             rows.append([
                 f'{budget.fraction:g}',
                 *(count(budget.totals[arm]) for arm in ARMS),
-                _price(same) if is_ahead else '-',
+                _total(same) if is_ahead else '-',
                 _ends(budget.nat_price, _price),
             ])
     yield from _table(rows)
@@ -144,22 +144,32 @@ def _decision(advice: Advice) -> Iterator[str]:
             'higher, and it is cheaper to serve.'
         )
         return
-    below = _tokens(budget.served_below.value)
-    yield (
-        f'{at} upcycle if you will serve fewer than {below} tokens (with more, '
-        'continued pretraining gets to the same loss at less cost in all), or, '
-        f'where training can cost no more, {_value(advice, budget)}'
+    doubt = '' if budget.verdict == 'ahead' else (
+        ', though its lead is not told apart from none,'
     )
+    yield f'{at} upcycle{doubt} {_served(budget)}{_value(advice, budget)}'
     if budget.totals and advice.served_tokens is not None:
         longer, moe = (
             budget.totals[way] for way in ('cpt_same_loss', 'upcycled')
         )
+        if math.isinf(longer):
+            return  # There is no other way.
         way = 'upcycling' if moe < longer else 'continued pretraining'
         yield (
             f'Of {count(advice.served_tokens)} tokens served, {way} is the '
             f'cheaper way to that loss: upcycling costs {count(moe)} in all, '
-            f'continued pretraining {_price(longer)}.'
+            f'continued pretraining {count(longer)}.'
         )
+
+
+def _served(budget: Budget) -> str:
+    """Up to how many tokens; of no end there is nothing to say."""
+    below = budget.served_below.value
+    return '' if math.isinf(below) else (
+        f'if you will serve fewer than {count(below)} tokens (with more, '
+        'continued pretraining gets to the same loss at less cost in all), or, '
+        'where training can cost no more, '
+    )
 
 
 def _value(advice: Advice, budget: Budget) -> str:
@@ -231,6 +241,10 @@ def _share(value: float) -> str:
 
 def _tokens(value: float) -> str:
     return 'any number' if math.isinf(value) else count(value)
+
+
+def _total(value: float) -> str:
+    return 'never' if math.isinf(value) else count(value)
 
 
 def _price(value: float) -> str:

@@ -37,9 +37,10 @@ def make(
     n_params: float = 436e6,
     tokens: float = 43.6e9,
     speed: ServingSpeed = SPEED,
+    prices: Prices = PRICES,
 ) -> Advice:
     model = model_of_numbers(n_params, tokens, Mixture(8, 2), POINTS)
-    return advise(model, ARMS, PAPER, fractions, speed, PRICES, served)
+    return advise(model, ARMS, PAPER, fractions, speed, prices, served)
 
 
 def test_the_cheaper_way_to_the_same_loss():
@@ -106,9 +107,27 @@ def test_a_mixture_that_is_served_as_fast_pays_at_once():
     budget = make(speed=speed).budgets[2]
     assert budget.served_below.value == math.inf
     assert budget.nat_price and budget.nat_price.value == 0
-    assert 'fewer than any number' in '\n'.join(
-        advice_lines(make(speed=speed)),
-    )
+    text = '\n'.join(advice_lines(make(speed=speed)))
+    assert 'FLOPs upcycle if you value a nat above 0 (' in text
+
+
+def test_a_loss_that_continued_pretraining_never_has():
+    # So long a pretraining that the law falls no more with further tokens.
+    advice = make(n_params=1e15, tokens=9e18)
+    budget = advice.budgets[1]
+    assert budget.lead.low < 0 < budget.lead.value
+    assert budget.same_loss == Interval(math.inf, 0.4, math.inf)
+    assert budget.served_below == Interval(math.inf, 0.0, math.inf)
+    text = '\n'.join(advice_lines(advice))
+    assert 'FLOPs upcycle, though its lead is not told apart' in text
+    assert 'the cheaper way to that loss' not in text
+    json.dumps(advice_json(advice), allow_nan=False)
+
+
+def test_a_price_beyond_all_numbers_is_null():
+    prices = replace(PRICES, peak_flops=1e-300)
+    [budget] = advice_json(make(fractions=(0.4, ), prices=prices))['budgets']
+    assert budget['training_price'] is None
 
 
 def test_budgets_ascend_and_are_told_apart():
