@@ -205,6 +205,7 @@ def test_other_mixtures_than_the_papers_are_warned_of():
         (('--params', '1e9'), '--tokens=None: only a training YAML says'),
         (('absent.yaml', ), "YAML='absent.yaml': there is no such file"),
         (('absent.pt', '--tokens', '1e9'), 'absent.pt: there is no such file'),
+        ((YAMLS / 'cpt_430m.yaml', ), 'it starts from a load_path'),
         ((YAMLS / 'upcycle_430m.yaml', ), 'it is a mixture of experts already'),
         ((PRETRAIN, '--budgets', '0.1;0.2'), "--budgets='0.1;0.2': it is no l"),
         ((PRETRAIN, '--budgets', '0.1,-1'), '--budgets=-1.0: it is no number'),

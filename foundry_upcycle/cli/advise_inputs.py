@@ -2,8 +2,11 @@
 
 import warnings
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
+from omegaconf import OmegaConf
+
+from foundry_upcycle.documents import read_config
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.planning.advice.arms import ARMS, Arms, fit_arms
 from foundry_upcycle.planning.advice.costs import ServingSpeed, require_positive
@@ -14,6 +17,7 @@ from foundry_upcycle.planning.advice.model import (
     model_of_shape,
 )
 from foundry_upcycle.planning.budget import (
+    TrainingBudget,
     read_training_budget,
     read_training_shape,
 )
@@ -76,21 +80,30 @@ def _of_yaml(
 ) -> DenseModel:
     budget = read_training_budget(path)
     shape, seq_len = read_training_shape(path)
-    if tokens is None and budget.n_tokens is None:
-        raise ConfigError(
-            '--tokens',
-            None,
-            f'max_duration of {path} is in epochs, whose length the data '
-            'decide.',
-            'give the tokens that the model was pretrained on.',
-        )
     return model_of_shape(
         Path(path).stem,
         shape,
         seq_len,
-        float(budget.n_tokens or 0) if tokens is None else tokens,
+        _pretraining_tokens(path, budget) if tokens is None else tokens,
         mixture,
         budget.tokens_per_step,
+    )
+
+
+def _pretraining_tokens(path: str, budget: TrainingBudget) -> float:
+    # Unresolved: it may be such as only the machine that trains can resolve.
+    config: Any = OmegaConf.to_container(read_config(path), resolve=False)
+    if budget.n_tokens is None:
+        problem = 'is in epochs, whose length the data decide.'
+    elif config.get('load_path'):
+        problem = 'is not all that it has seen: it starts from a load_path.'
+    else:
+        return float(budget.n_tokens)
+    raise ConfigError(
+        '--tokens',
+        None,
+        f'max_duration of {path} {problem}',
+        'give the tokens that the model was pretrained on.',
     )
 
 
