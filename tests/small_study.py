@@ -114,7 +114,7 @@ def leave_evaluation(grid: Grid, run: Run) -> None:
         f'{run.name}_eval',
         {
             f'metrics/eval/{text}/LanguageCrossEntropy': [4.5]
-            for text in ('headers', 'python')
+            for text in ('documentation', 'headers', 'python')
         },
     )
     leave_answers(grid, run)

@@ -66,7 +66,7 @@ def test_an_experiment_that_composer_would_call_otherwise(
 
 @pytest.mark.parametrize(
     'name',
-    ['430m', '1b', 'example', 'quickstart', 'quickstart_tiny'],
+    ['430m', '1b', 'overtrained', 'quickstart', 'quickstart_tiny'],
 )
 def test_our_studies_pass(
     tmp_path: Path,

@@ -43,7 +43,7 @@ def evaluated(grid: Grid, name: str) -> DictConfig:
 
 @pytest.fixture(
     params=[
-        '430m', '1b', 'example', 'quickstart', 'quickstart_tiny', 'smollm2'
+        '430m', '1b', 'overtrained', 'quickstart', 'quickstart_tiny', 'smollm2'
     ]
 )
 def ours(request, tmp_path: Path, monkeypatch) -> Grid:

@@ -96,6 +96,7 @@ def read_config(shape: Shape, arm: str, folder: Path) -> DictConfig:
                 'experiment_name': 'steps',
                 'tracking_uri': str(folder / 'mlruns'),
                 'synchronous': True,
+                'log_system_metrics': False,
             },
         },
     })
