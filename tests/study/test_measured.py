@@ -269,7 +269,11 @@ def test_results_of_a_finished_study(grid: Grid):
             for result in results.by_place.values()] == [DENSE, CPT, SWEEP[1]]
     best = results.by_place[grid[SWEEP[1]].place]
     assert best.evaluation is not None
-    assert best.evaluation.losses == {'documentation': 4.5, 'headers': 4.5, 'python': 4.5}
+    assert best.evaluation.losses == {
+        'documentation': 4.5,
+        'headers': 4.5,
+        'python': 4.5
+    }
     part = best.evaluation.tasks.tasks['brackets/0-shot']['brackets/0-shot']
     assert part.accuracy == 0.5
     load = best.expert_load
