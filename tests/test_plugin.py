@@ -18,6 +18,7 @@ LAYERS = (
     'config',
     'files',
     'markdown',
+    'columns',
     'documents',
     'planning',
     'models',

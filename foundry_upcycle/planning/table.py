@@ -2,6 +2,7 @@
 
 from typing import Callable, Iterable, Mapping, Optional, Sequence
 
+from foundry_upcycle.columns import in_columns
 from foundry_upcycle.planning.budget import TrainingBudget
 from foundry_upcycle.planning.isoflop import steps_for_budget
 
@@ -120,12 +121,7 @@ def _table(
     budgets: Mapping[str, TrainingBudget],
     columns: Sequence[_Column],
 ) -> Iterable[str]:
-    """Lines of names to the left and numbers to the right."""
     cells = [['', '', *budgets]]
     for *titles, value in columns:
         cells.append([*titles, *map(value, budgets.values())])
-    widths = [max(map(len, column)) for column in cells]
-    for name, *numbers in zip(*cells, strict=True):
-        parts = [name.ljust(widths[0])]
-        parts += [n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)]
-        yield '  '.join(parts)
+    return in_columns([*zip(*cells, strict=True)])

@@ -5,6 +5,7 @@ from typing import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from foundry_upcycle.columns import in_columns
 from foundry_upcycle.planning.advice.advise import Advice, Budget
 from foundry_upcycle.planning.advice.arms import ARMS
 from foundry_upcycle.planning.advice.costs import Interval
@@ -17,9 +18,9 @@ def advice_lines(advice: Advice) -> Iterator[str]:
     """What is predicted, what follows, and how far to trust it."""
     yield from _assumed(advice)
     yield ''
-    yield from _table(_losses(advice))
+    yield from in_columns(_losses(advice))
     yield ''
-    yield from _table(_costs(advice))
+    yield from in_columns(_costs(advice))
     yield ''
     yield from _totals(advice)
     yield _crossing(advice)
@@ -111,7 +112,7 @@ def _totals(advice: Advice) -> Iterator[str]:
                 _total(same) if is_ahead else '-',
                 _ends(budget.nat_price, _price),
             ])
-    yield from _table(rows)
+    yield from in_columns(rows)
     yield ''
 
 
@@ -195,7 +196,7 @@ def _trust(advice: Advice) -> Iterator[str]:
     rows += [[f'  {start}', *(_rms_of(of, start)
                               for of in errors.values())]
              for start in starts]
-    yield from _table(rows)
+    yield from in_columns(rows)
 
 
 def _rms_of(errors: Mapping[str, np.ndarray], start: str) -> str:
@@ -258,12 +259,3 @@ def count(value: float) -> str:
             digits = value / unit
             return f'{digits:.3g}{name}' if digits < 1e3 else f'{value:.3g}'
     return f'{value:.3g}'
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The first column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for first, *others in rows:
-        parts = [first.ljust(widths[0])]
-        parts += [n.rjust(w) for n, w in zip(others, widths[1:], strict=True)]
-        yield '  '.join(parts).rstrip()
