@@ -159,6 +159,14 @@ def test_a_training_keeps_the_yamls_model(
     assert sum(shard['samples'] for shard in shards) >= (1 + 3 * 5 + 1) * 16
 
 
+def test_a_gpu_does_not_train_on_a_cpus_tokens(tmp_path: Path):
+    of_cpu, of_cuda = (
+        training.cases(device, tmp_path)['pretrain_430m'].args[-1]
+        for device in ('cpu', 'cuda')
+    )
+    assert of_cpu != of_cuda
+
+
 def test_what_cannot_fit_is_left_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         torch.cuda,
