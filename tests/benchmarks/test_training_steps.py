@@ -10,6 +10,7 @@ import torch
 from composer import Callback, Event
 from omegaconf import OmegaConf
 
+from benchmarks.training.steps import measure
 from benchmarks.training.steps.measure import measure_shape
 from benchmarks.training.steps.parts import PartsClock
 from benchmarks.training.steps.plain import PlainModel
@@ -131,6 +132,28 @@ def test_ratios_are_of_turns_of_the_same_round():
         '| dense | plain PyTorch | 4 | 3 | 0.8 | 2.00 (1.00 to 4.00) | '
         '2.00 (1.50 to 3.00) |  |  |'
     ) in page
+
+
+def test_if_one_cannot_start_the_others_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ended = []
+
+    class Process:
+
+        def __init__(self, shape: str, arm: str, folder: Path):
+            if arm == 'before':
+                raise EOFError
+            self.arm = arm
+
+        def end(self) -> None:
+            ended.append(self.arm)
+
+    monkeypatch.setattr(measure, '_Process', Process)
+    with pytest.raises(EOFError):
+        measure_shape('0.2M, dense', tmp_path, ['plain', 'before'])
+    assert ended == ['plain']
 
 
 @pytest.mark.slow

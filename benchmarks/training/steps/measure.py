@@ -46,7 +46,7 @@ def measure_shape(
     """
     config = read_config(SHAPES[shape], 'yaml', folder)
     write_run_folder(config, folder)
-    processes = {arm: _Process(shape, arm, folder) for arm in arms}
+    processes: dict[str, _Process] = {}
     measured: dict[str, Any] = {
         arm: {
             'turns': [],
@@ -55,6 +55,9 @@ def measure_shape(
         for arm in arms
     }
     try:
+        # In here: if one can't start, the others, which wait, must end.
+        for arm in arms:
+            processes[arm] = _Process(shape, arm, folder)
         for _ in range(rounds):
             for arm, process in processes.items():
                 turn = process.turn(n_steps + 1)
