@@ -1,7 +1,8 @@
 """A study's plan and its progress, as lines of text."""
 
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Optional
 
+from foundry_upcycle.columns import in_columns
 from foundry_upcycle.study.grid import Grid, Run
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.paper import paper_durations
@@ -28,7 +29,7 @@ def plan_lines(grid: Grid) -> Iterator[str]:
         cells = map(_compared, grid.runs, papers)
         for row, cell in zip(table, ['paper, ours', *cells, '']):
             row.append(cell)
-    yield from _columns(table)
+    yield from in_columns(table)
     yield ''
     yield 'active: parameters that a token meets'
     yield 'fraction: FLOPs over those of the pretraining'
@@ -56,7 +57,8 @@ def status_lines(grid: Grid) -> Iterator[str]:
                 flops += run.flops
         n_done += found in ('done', 'not needed')
         rows.append([task.name, found, steps, loss])
-    yield from _columns([['task', 'state', 'saved steps', 'final loss'], *rows])
+    yield from in_columns([['task', 'state', 'saved steps', 'final loss'],
+                           *rows])
     share = flops / sum(run.flops for run in grid.trainings)
     yield ''
     yield f'{n_done} of {len(tasks)} tasks, {share:.0%} of the training FLOPs'
@@ -110,15 +112,3 @@ def _run_hours(grid: Grid, run: Run) -> str:
 
 def _hours(hours: float) -> str:
     return f'{hours:,.0f}' if hours >= 10 else f'{hours:.2g}'
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [
-            cell.rjust(width)
-            for cell, width in zip(others, widths[1:], strict=True)
-        ]
-        yield '  '.join(cells).rstrip()
