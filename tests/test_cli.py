@@ -397,7 +397,7 @@ def test_report_of_a_study(tmp_path):
     assert text == f'wrote {tmp_path}/told/report.md\n'
     written = (tmp_path / 'told' / 'report.md').read_text()
     assert 'final training loss: not told apart, 0.0000' in written
-    assert '| short | upcycled | 0.4 | 1 | 28 |' in written
+    assert '| short | upcycled | 0.4 | 1 | 30 |' in written
     assert (tmp_path / 'told' / 'report.html').exists()
 
 
