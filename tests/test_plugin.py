@@ -19,6 +19,7 @@ LAYERS = (
     'files',
     'markdown',
     'columns',
+    'figures',
     'documents',
     'planning',
     'models',

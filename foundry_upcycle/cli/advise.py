@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from foundry_upcycle.cli.command import numbers
 from foundry_upcycle.cli.errors import errors_in_one_line
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.files import write_whole
@@ -14,6 +15,7 @@ from foundry_upcycle.files import write_whole
 __all__ = ['advise']
 
 _FORMATS = ('png', 'svg')
+_FRACTIONS = 'write fractions of the pretraining FLOPs, such as 0.1,0.2,0.4.'
 
 
 def advise(
@@ -156,15 +158,17 @@ def advise(
             dense,
             arms,
             study,
-            inputs.read_fractions(budgets),
+            numbers('--budgets', budgets, float, _FRACTIONS),
             speed,
             prices,
             inputs.read_served(served, served_a_day, days),
         )
         _show(advice, as_json)
         if figure is not None:
-            from foundry_upcycle.planning.advice.figure import render_advice
-            write_whole(Path(figure), render_advice(advice, str(file_format)))
+            from foundry_upcycle.figures import render
+            from foundry_upcycle.planning.advice.figure import draw_advice
+            drawn = render(draw_advice(advice), str(file_format))
+            write_whole(Path(figure), drawn)
             # Nothing but JSON goes where that does.
             typer.echo(f'wrote {figure}', err=as_json)
 

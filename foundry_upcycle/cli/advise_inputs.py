@@ -31,7 +31,7 @@ from foundry_upcycle.study.points import (
 )
 from foundry_upcycle.study.serving_speed import measured_speed, paper_speed
 
-__all__ = ['fit', 'read_fractions', 'read_model', 'read_served', 'read_speed']
+__all__ = ['fit', 'read_model', 'read_served', 'read_speed']
 
 # Times the spread of the paper's points alone.
 _MOST_APART = 1.5
@@ -219,23 +219,6 @@ def _read_runs(path: str, mixture: Mixture) -> tuple[str, Points]:
     require_unchanged(measured)
     results = read_study_results(measured)
     return results.grid.study.name, study_points(results, mixture)
-
-
-def read_fractions(text: str) -> list[float]:
-    """Budgets, as they are written with commas.
-
-    Raises:
-        ConfigError: One is no number.
-    """
-    try:
-        return [float(part) for part in text.split(',')]
-    except ValueError as error:
-        raise ConfigError(
-            '--budgets',
-            text,
-            'it is no list of numbers.',
-            'write fractions of the pretraining FLOPs, such as 0.1,0.2,0.4.',
-        ) from error
 
 
 def read_served(

@@ -4,10 +4,9 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from foundry_upcycle.cli.command import App
+from foundry_upcycle.cli.command import App, numbers
 from foundry_upcycle.cli.errors import errors_in_one_line
 from foundry_upcycle.config import FileFormat, UpcyclingConfig
-from foundry_upcycle.errors import ConfigError
 
 __all__ = ['app']
 
@@ -57,15 +56,8 @@ def _dtype(name: Optional[str]) -> Any:
 def _layers(text: Optional[str]) -> Optional[list[int]]:
     if text is None:
         return None
-    try:
-        return [int(layer) for layer in text.split(',')]
-    except ValueError as error:
-        raise ConfigError(
-            '--layers',
-            text,
-            'it is no list of whole numbers.',
-            'write layers, counted from 0, with commas: 1,3,5.',
-        ) from error
+    fix = 'write layers, counted from 0, with commas: 1,3,5.'
+    return numbers('--layers', text, int, fix)
 
 
 @app.command()

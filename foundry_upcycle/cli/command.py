@@ -1,6 +1,6 @@
 """What all commands have in common."""
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -8,7 +8,9 @@ from typer.core import TyperCommand
 from foundry_upcycle.cli.errors import errors_in_one_line
 from foundry_upcycle.errors import ConfigError
 
-__all__ = ['App']
+__all__ = ['App', 'numbers']
+
+_Number = TypeVar('_Number', int, float)
 
 
 class _Command(TyperCommand):
@@ -44,3 +46,32 @@ def _refuse_empty(parameter: Any, value: Any) -> None:
     else:
         name, fix = parameter.metavar or parameter.name, 'give it a value.'
     raise ConfigError(name, '', 'it is empty.', fix)
+
+
+def numbers(
+    key: str,
+    text: str,
+    kind: type[_Number],
+    fix: str,
+) -> list[_Number]:
+    """A list of numbers that is written with commas.
+
+    Args:
+        key: The option.
+        text: Its value.
+        kind: Of the numbers.
+        fix: Ends the error.
+
+    Raises:
+        ConfigError: One is no such number.
+    """
+    try:
+        return [kind(part) for part in text.split(',')]
+    except ValueError as error:
+        name = 'whole numbers' if kind is int else 'numbers'
+        raise ConfigError(
+            key,
+            text,
+            f'it is no list of {name}.',
+            fix,
+        ) from error

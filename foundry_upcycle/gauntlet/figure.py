@@ -1,14 +1,14 @@
 """Draws the scores of models, as a PNG file."""
 
 from pathlib import Path
-from typing import IO, Any, Sequence
+from typing import IO, Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foundry_upcycle.figures import COLORS, MARKERS, legend_above, literal
 from foundry_upcycle.gauntlet.report import Outcome, shown_categories
 from foundry_upcycle.gauntlet.scores import Scores
 
@@ -16,18 +16,8 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-__all__ = [
-    'COLORS',
-    'MARKERS',
-    'draw_scores',
-    'legend_above',
-    'literal',
-    'plot_scores',
-]
+__all__ = ['draw_scores', 'plot_scores']
 
-# Okabe and Ito's palette, told apart under every colour blindness.
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-MARKERS = 'osD^vP'
 # Rows are 1 apart.
 _MOST_APART = 0.18
 # Ends that are not drawn.
@@ -60,39 +50,6 @@ def draw_scores(outcomes: Sequence[Outcome]) -> Figure:
         _plot(axes, outcome)
     legend_above(figure, panels[0, 0].get_legend_handles_labels()[0])
     return figure
-
-
-def legend_above(
-    figure: Figure,
-    handles: Sequence[Any],
-    most_columns: int = 4,
-) -> None:
-    """Says above all panels what is what, in as many columns as there is room.
-
-    Args:
-        figure: Of a constrained layout.
-        handles: What the legend shows; each has its label.
-        most_columns: Of the legend.
-    """
-    for n_columns in range(min(most_columns, len(handles)), 0, -1):
-        legend = figure.legend(
-            handles=handles,
-            loc='outside upper center',
-            ncols=n_columns,
-            frameon=False,
-        )
-        if n_columns == 1 or _width(legend) <= figure.bbox.width:
-            return
-        legend.remove()
-
-
-def _width(artist: Artist) -> float:
-    return artist.get_window_extent().width
-
-
-def literal(text: str) -> str:
-    """Text of which Matplotlib takes no part for a formula."""
-    return text.replace('$', r'\$')
 
 
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from foundry_upcycle.gauntlet.figure import legend_above
+from foundry_upcycle.figures import legend_above
 
 
 @pytest.mark.parametrize(

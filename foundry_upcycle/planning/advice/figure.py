@@ -1,45 +1,20 @@
 """Draws predicted losses against the budget."""
 
-import io
-
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foundry_upcycle.figures import COLORS, MARKERS, legend_above, literal
 from foundry_upcycle.planning.advice.advise import Advice
 from foundry_upcycle.planning.advice.arms import ARMS
 from foundry_upcycle.planning.advice.outside import model_outside
 from foundry_upcycle.planning.advice.text import count
 
-__all__ = ['draw_advice', 'render_advice']
+__all__ = ['draw_advice']
 
-# As in the report of a study.
-_COLORS = {'cpt': '#0072B2', 'upcycled': '#D55E00'}
-_MARKERS = {'cpt': 'o', 'upcycled': 's'}
 # How far curves go on beyond the budgets that were asked for.
 _MARGIN = 1.25
 _N_PLACES = 200
-
-
-def render_advice(advice: Advice, file_format: str) -> bytes:
-    """The figure as a file.
-
-    Args:
-        advice: To draw.
-        file_format: ``png`` or ``svg``.
-    """
-    file = io.BytesIO()
-    # An SVG has the date, and ids that are random, unless told.
-    nothing = {'Date': None} if file_format == 'svg' else {'Software': None}
-    with matplotlib.rc_context({'svg.hashsalt': 'foundry_upcycle'}):
-        draw_advice(advice).savefig(
-            file,
-            format=file_format,
-            dpi=150,
-            metadata=nothing,
-        )
-    return file.getvalue()
 
 
 def draw_advice(advice: Advice) -> Figure:
@@ -56,12 +31,13 @@ def draw_advice(advice: Advice) -> Figure:
     axes.set_xticks(places, [f'{place:g}' for place in places])
     axes.minorticks_off()
     axes.set_xlabel('FLOPs of the second phase over those of pretraining')
-    scale = advice.study.replace('$', r'\$')
+    scale = literal(advice.study)
     axes.set_ylabel(f'final loss in nats a token, on the scale of {scale}')
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(alpha=0.3)
     axes.set_title(_title(advice))
-    figure.legend(loc='outside upper center', ncols=2, frameon=False)
+    handles, _ = axes.get_legend_handles_labels()
+    legend_above(figure, handles, most_columns=2)
     return figure
 
 
@@ -84,9 +60,8 @@ def _fractions(advice: Advice) -> np.ndarray:
 
 def _plot_arms(axes: Axes, advice: Advice, fractions: np.ndarray) -> None:
     curves = advice.curves(fractions)
-    for arm in ARMS:
+    for arm, color, marker in zip(ARMS, COLORS, MARKERS):
         loss, half = curves.losses[arm], curves.half_widths[arm]
-        color = _COLORS[arm]
         axes.plot(fractions, loss, color=color)
         axes.fill_between(
             fractions,
@@ -100,7 +75,7 @@ def _plot_arms(axes: Axes, advice: Advice, fractions: np.ndarray) -> None:
             [budget.fraction for budget in advice.budgets],
             [budget.losses[arm].value for budget in advice.budgets],
             color=color,
-            marker=_MARKERS[arm],
+            marker=marker,
             linestyle='none',
             label=f'{arm} (band: 95 %, one run)',
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.figures import render
 from foundry_upcycle.files import fix_for, reason_of, write_together
 from foundry_upcycle.markdown import plain
 from foundry_upcycle.study.config import ModelGrid
@@ -11,7 +12,7 @@ from foundry_upcycle.study.report.comparison import (
     break_even_table,
     difference_table,
 )
-from foundry_upcycle.study.report.figures import Drawing, draw_figures, render
+from foundry_upcycle.study.report.figures import Drawing, draw_figures
 from foundry_upcycle.study.report.html import to_html
 from foundry_upcycle.study.report.notes import (
     how_it_was_run,

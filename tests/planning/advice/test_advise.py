@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.figures import render
 from foundry_upcycle.planning.advice.advise import Advice, advise
 from foundry_upcycle.planning.advice.arms import fit_arms
 from foundry_upcycle.planning.advice.as_json import advice_json
 from foundry_upcycle.planning.advice.costs import Interval, Prices, ServingSpeed
 from foundry_upcycle.planning.advice.crossing import find_crossing
-from foundry_upcycle.planning.advice.figure import draw_advice, render_advice
+from foundry_upcycle.planning.advice.figure import draw_advice
 from foundry_upcycle.planning.advice.model import Mixture, model_of_numbers
 from foundry_upcycle.planning.advice.outside import Outside, beyond
 from foundry_upcycle.planning.advice.text import advice_lines
@@ -288,6 +289,7 @@ def test_figure_marks_the_break_even():
     assert axes.get_xlim()[0] < 0.05 and axes.get_xlim()[1] > 1.0
     # Intervals of both arms, and budgets below and above the data.
     assert len(axes.collections) == 2 and len(axes.patches) == 2
-    assert render_advice(advice, 'svg') == render_advice(advice, 'svg')
-    assert render_advice(advice, 'png').startswith(b'\x89PNG')
+    first, second = (render(draw_advice(advice), 'svg') for _ in range(2))
+    assert first == second
+    assert render(draw_advice(advice), 'png').startswith(b'\x89PNG')
     assert not plt.get_fignums()

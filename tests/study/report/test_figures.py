@@ -14,10 +14,10 @@ from study.report.synthetic import (
 )
 
 from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.gauntlet.figure import COLORS, MARKERS
+from foundry_upcycle.figures import COLORS, MARKERS, render
 from foundry_upcycle.study.grid import Place, Run
 from foundry_upcycle.study.paper import load_paper
-from foundry_upcycle.study.report.figures import Drawing, draw_figures, render
+from foundry_upcycle.study.report.figures import Drawing, draw_figures
 from foundry_upcycle.study.report.figures.look import DENSE
 from foundry_upcycle.study.report.relative import relative_to_start
 from foundry_upcycle.study.report.serving import Serving, Throughput

@@ -5,12 +5,7 @@ from typing import Iterator, Optional
 from foundry_upcycle.study.report.figures.cost import draw_cost
 from foundry_upcycle.study.report.figures.curves import draw_curves
 from foundry_upcycle.study.report.figures.experts import draw_expert_loads
-from foundry_upcycle.study.report.figures.look import (
-    Drawing,
-    Look,
-    Scene,
-    render,
-)
+from foundry_upcycle.study.report.figures.look import Drawing, Look, Scene
 from foundry_upcycle.study.report.figures.quality import (
     draw_gains,
     draw_quality,
@@ -18,7 +13,7 @@ from foundry_upcycle.study.report.figures.quality import (
 from foundry_upcycle.study.report.serving import Serving
 from foundry_upcycle.study.report.summary import Summary
 
-__all__ = ['Drawing', 'draw_figures', 'render']
+__all__ = ['Drawing', 'draw_figures']
 
 
 def draw_figures(

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foundry_upcycle.gauntlet.figure import legend_above
+from foundry_upcycle.figures import legend_above
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.report.figures.look import Drawing, Scene, tidy
 from foundry_upcycle.study.results import RunResult

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from foundry_upcycle.gauntlet.figure import COLORS, MARKERS, legend_above
+from foundry_upcycle.figures import COLORS, MARKERS, legend_above
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.report.figures.look import Drawing, Scene, tidy
 from foundry_upcycle.study.results import ExpertLoad, RunResult

@@ -1,16 +1,13 @@
 """What all figures of a report share: colours, markers, legends, files."""
 
-import io
 from dataclasses import dataclass
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from foundry_upcycle.gauntlet.figure import COLORS, MARKERS
+from foundry_upcycle.figures import COLORS, MARKERS
 from foundry_upcycle.study.config import ModelGrid
 from foundry_upcycle.study.report.summary import Summary
 
@@ -20,7 +17,6 @@ __all__ = [
     'Drawing',
     'Look',
     'Scene',
-    'render',
     'tidy',
 ]
 
@@ -157,21 +153,3 @@ def tidy(axes: Axes) -> None:
     """Takes off what is not needed."""
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(alpha=0.3)
-
-
-def render(figure: Figure, file_format: str) -> bytes:
-    """A figure as a file, the same bytes whenever it is drawn.
-
-    Args:
-        figure: To write; it keeps its layout from then on.
-        file_format: ``png`` or ``svg``.
-    """
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        figure.draw_without_rendering()
-        figure.set_layout_engine('none')
-    file = io.BytesIO()
-    # Ids in an SVG are random, and the date is written, unless told.
-    nothing = {'Date': None} if file_format == 'svg' else {'Software': None}
-    with matplotlib.rc_context({'svg.hashsalt': 'foundry_upcycle'}):
-        figure.savefig(file, format=file_format, dpi=150, metadata=nothing)
-    return file.getvalue()

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from foundry_upcycle.gauntlet.figure import legend_above, literal
+from foundry_upcycle.figures import legend_above, literal
 from foundry_upcycle.gauntlet.scores import relative_change
 from foundry_upcycle.study.grid import Place
 from foundry_upcycle.study.paper import PaperDuration, paper_durations
