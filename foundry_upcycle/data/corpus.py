@@ -71,7 +71,7 @@ _GENERAL_PACKAGES = (
     'wandb',
 )
 _MATHEMATICS = ('mpmath', 'networkx', 'numpy', 'scipy', 'sklearn', 'sympy')
-_HEADERS = ('*.h', '*.hpp', '*.cuh')
+_PYTHON, _HEADERS = {'.py'}, {'.h', '.hpp', '.cuh'}
 
 # Below this a text is a label.
 _MIN_CHARS = 200
@@ -107,7 +107,7 @@ class _Source:
 
 
 def collect(max_chars: Mapping[str, int]) -> dict[str, Documents]:
-    """Collects all parts.
+    """Collects parts.
 
     A document is a source file, the docstrings of a source file, or a
     description. No text occurs twice: docstrings, files and descriptions are
@@ -116,15 +116,16 @@ def collect(max_chars: Mapping[str, int]) -> dict[str, Documents]:
 
     Args:
         max_chars: Part, one of ``PARTS`` -> characters it takes before it
-            stops reading.
+            stops reading. Others are left out.
 
     Returns:
-        The documents of each part.
+        The documents of each of these parts.
     """
     seen: set[str] = set()
     return {
         part: _split(_sources(part), max_chars[part], seen)
         for part in PARTS
+        if part in max_chars
     }
 
 
@@ -134,14 +135,14 @@ def _sources(part: str) -> list[_Source]:
     if part == 'headers':
         found = _files(root, ('', ), _HEADERS, _whole)
     elif part == 'documentation':
-        documented = _files(root, _MATHEMATICS, ('*.py', ), _docstrings)
+        documented = _files(root, _MATHEMATICS, _PYTHON, _docstrings)
         found = chain(documented, _descriptions())
     else:
         standard = Path(sysconfig.get_path('stdlib'))
         found = (
             source for source in chain(
-                _files(root, _GENERAL_PACKAGES, ('*.py', ), _whole),
-                _files(standard, ('', ), ('*.py', ), _whole),
+                _files(root, _GENERAL_PACKAGES, _PYTHON, _whole),
+                _files(standard, ('', ), _PYTHON, _whole),
             ) if (_bucket(source.name, _MORE_EVERY) == 0
                  ) == (part == 'more_python')
         )
@@ -151,16 +152,16 @@ def _sources(part: str) -> list[_Source]:
 def _files(
     root: Path,
     folders: Sequence[str],
-    patterns: Sequence[str],
+    endings: set[str],
     read: Callable[[Path], list[str]],
 ) -> Iterator[_Source]:
     for folder in folders:
-        for pattern in patterns:
-            for path in (root / folder).rglob(pattern):
-                name = path.relative_to(root)
-                if _SKIPPED_FOLDERS.isdisjoint(name.parts):
-                    # Bound now: the loop goes on before it is read.
-                    yield _Source(name.as_posix(), lambda path=path: read(path))
+        for path in (root / folder).rglob('*.*'):
+            name = path.relative_to(root)
+            is_skipped = not _SKIPPED_FOLDERS.isdisjoint(name.parts)
+            if path.suffix in endings and not is_skipped:
+                # Bound now: the loop goes on before it is read.
+                yield _Source(name.as_posix(), lambda path=path: read(path))
 
 
 def _whole(path: Path) -> list[str]:

@@ -131,7 +131,7 @@ def _write_streams(
     size: Size,
 ) -> None:
     # Imported here: where the data are there, nobody need wait.
-    from foundry_upcycle.data.streams import write_stream
+    from foundry_upcycle.data.streams import write_splits
     from foundry_upcycle.data.tokenizer import train_tokenizer
 
     print('trains the tokenizer', flush=True)
@@ -144,19 +144,12 @@ def _write_streams(
         folder / 'tokenizer',
     )
     for part in PARTS:
-        to = folder / 'data' / part
-        n_samples = write_stream(
-            documents[part].train,
+        n_samples = write_splits(
+            documents[part],
             tokenizer,
             size.seq_len,
-            to / 'train',
-        )
-        write_stream(
-            documents[part].held_out,
-            tokenizer,
-            size.seq_len,
-            to / 'held_out',
-            max_samples=size.n_held_out,
+            folder / 'data' / part,
+            size.n_held_out,
         )
         tokens = n_samples * size.seq_len
         print(f'{part}: {tokens:,} training tokens', flush=True)

@@ -18,7 +18,7 @@ import sys
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Iterator, Optional, Sequence
+from typing import IO, Any, Iterator, Optional, Sequence
 
 from foundry_upcycle.checkpoints.writers.output import new_output
 from foundry_upcycle.errors import CheckpointError
@@ -88,27 +88,13 @@ def write_code(tokenizer_folder: str, folder: Path) -> None:
         folder: Gets the splits ``train`` and ``held_out``, which Foundry's
             ``text`` loader reads; replaced if they are there.
     """
-    # They take seconds, and the model comes without them.
-    from transformers.models.auto.tokenization_auto import AutoTokenizer
+    # It takes seconds, and the model comes without it.
+    from foundry_upcycle.data.corpus import PRETRAINING_PART, collect
+    from foundry_upcycle.data.streams import write_splits
 
-    from foundry_upcycle.data.corpus import PARTS, PRETRAINING_PART, collect
-    from foundry_upcycle.data.streams import write_stream
-
-    max_chars = {**dict.fromkeys(PARTS, 0), PRETRAINING_PART: _CODE_CHARS}
-    code = collect(max_chars)[PRETRAINING_PART]
-    tokenizer = AutoTokenizer.from_pretrained(
-        tokenizer_folder,
-        local_files_only=True,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_stream(code.train, tokenizer, _SEQ_LEN, folder / 'train')
-    write_stream(
-        code.held_out,
-        tokenizer,
-        _SEQ_LEN,
-        folder / 'held_out',
-        max_samples=_N_HELD_OUT,
-    )
+    code = collect({PRETRAINING_PART: _CODE_CHARS})[PRETRAINING_PART]
+    tokenizer = _tokenizer(tokenizer_folder)
+    write_splits(code, tokenizer, _SEQ_LEN, folder, _N_HELD_OUT)
 
 
 def write_study(tokenizer_folder: str, folder: Path) -> None:
@@ -119,29 +105,22 @@ def write_study(tokenizer_folder: str, folder: Path) -> None:
         folder: Gets ``data`` and ``tasks``, laid out as the quickstart's;
             replaced if they are there.
     """
-    from transformers.models.auto.tokenization_auto import AutoTokenizer
-
     from foundry_upcycle.data.corpus import PARTS, collect
     from foundry_upcycle.data.quickstart import write_gauntlet
-    from foundry_upcycle.data.streams import write_stream
+    from foundry_upcycle.data.streams import write_splits
 
     documents = collect(dict.fromkeys(PARTS, _PART_CHARS))
-    tokenizer = AutoTokenizer.from_pretrained(
-        tokenizer_folder,
-        local_files_only=True,
-    )
+    tokenizer = _tokenizer(tokenizer_folder)
     for part, of in documents.items():
         to = folder / 'data' / part
-        to.mkdir(parents=True, exist_ok=True)
-        write_stream(of.train, tokenizer, _SEQ_LEN, to / 'train')
-        write_stream(
-            of.held_out,
-            tokenizer,
-            _SEQ_LEN,
-            to / 'held_out',
-            max_samples=_N_STUDY_HELD_OUT,
-        )
+        write_splits(of, tokenizer, _SEQ_LEN, to, _N_STUDY_HELD_OUT)
     write_gauntlet(folder / 'tasks', documents, _N_EXAMPLES)
+
+
+def _tokenizer(folder: str) -> Any:
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _download(folder: Path) -> Path:

@@ -8,12 +8,49 @@ from streaming import MDSWriter
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from foundry_upcycle.checkpoints.writers.output import new_output
+from foundry_upcycle.data.corpus import Documents
 
-__all__ = [
-    'write_stream',
-]
+__all__ = ['write_splits', 'write_stream']
 
 _DOCUMENTS_PER_BATCH = 256
+
+
+def write_splits(
+    documents: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    folder: Path,
+    n_held_out: int,
+) -> int:
+    """Writes a part of the corpus as the splits ``train`` and ``held_out``.
+
+    Args:
+        documents: Of the part.
+        tokenizer: As ``write_stream`` takes it.
+        seq_len: Tokens of a sample.
+        folder: Gets the splits; they are replaced if they are there.
+        n_held_out: Held-out samples, at the most.
+
+    Returns:
+        The number of samples to train on.
+
+    Raises:
+        CheckpointError, ValueError: As ``write_stream``.
+    """
+    n_train = write_stream(
+        documents.train,
+        tokenizer,
+        seq_len,
+        folder / 'train',
+    )
+    write_stream(
+        documents.held_out,
+        tokenizer,
+        seq_len,
+        folder / 'held_out',
+        max_samples=n_held_out,
+    )
+    return n_train
 
 
 def write_stream(

@@ -41,6 +41,10 @@ def _all(documents: corpus.Documents) -> list[str]:
     return documents.train + documents.held_out
 
 
+def test_a_part_alone(installed: Path):
+    assert collect({'python': 10**9}) == {'python': _collect()['python']}
+
+
 def test_proportions_are_of_one_whole():
     assert sum(SECOND_PHASE.values()) == 1
 
