@@ -73,8 +73,8 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False)
-class Advice:
-    """What is predicted, and what follows from it.
+class _Question:
+    """What is asked.
 
     Args:
         model: What is asked about.
@@ -83,8 +83,6 @@ class Advice:
         speed: How fast the models are served.
         prices: What computing costs.
         served_tokens: In the model's life; None where that is not known.
-        budgets: Predictions, by ascending fraction.
-        crossing: Where upcycling overtakes.
     """
 
     model: DenseModel
@@ -93,6 +91,28 @@ class Advice:
     speed: ServingSpeed
     prices: Prices
     served_tokens: Optional[float]
+
+    def curves(self, fractions: np.ndarray) -> Curves:
+        model = self.model
+        flops = fractions * model.pretraining_flops
+        tokens = {arm: flops / model.flops[arm] for arm in ARMS}
+        return self.arms.predict(
+            self.study,
+            model.n_params,
+            model.tokens,
+            tokens,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Advice(_Question):
+    """What is predicted, and what follows from it.
+
+    Args: see ``_Question``, and
+        budgets: Predictions, by ascending fraction.
+        crossing: Where upcycling overtakes.
+    """
+
     budgets: tuple[Budget, ...]
     crossing: Crossing
 
@@ -118,9 +138,6 @@ class Advice:
             first, _ = self.crossing.told_apart
             found += beyond(f'{what}, told apart', first, data)
         return found
-
-    def curves(self, fractions: np.ndarray) -> Curves:
-        return _curves(self.model, self.arms, self.study, fractions)
 
 
 def advise(
@@ -154,42 +171,17 @@ def advise(
         meaning = 'the tokens to be served, such as 1e12'
         require_positive('--served', served_tokens, 1e30, meaning)
     grid = np.geomspace(_LEAST, _MOST, _N_FRACTIONS)
-    curves = _curves(model, arms, study, grid)
-    crossing = find_crossing(grid, curves.lead, curves.lead_half_width)
     work = _Budgets(model, arms, study, speed, prices, served_tokens)
+    curves = work.curves(grid)
     return Advice(
-        model,
-        arms,
-        study,
-        speed,
-        prices,
-        served_tokens,
-        tuple(map(work.predict, sorted(set(fractions)))),
-        crossing,
+        **vars(work),
+        budgets=tuple(map(work.predict, sorted(set(fractions)))),
+        crossing=find_crossing(grid, curves.lead, curves.lead_half_width),
     )
 
 
-def _curves(
-    model: DenseModel,
-    arms: Arms,
-    study: str,
-    fractions: np.ndarray,
-) -> Curves:
-    flops = fractions * model.pretraining_flops
-    tokens = {arm: flops / model.flops[arm] for arm in ARMS}
-    return arms.predict(study, model.n_params, model.tokens, tokens)
-
-
-@dataclass(frozen=True)
-class _Budgets:
+class _Budgets(_Question):
     """Predicts one budget after the other."""
-
-    model: DenseModel
-    arms: Arms
-    study: str
-    speed: ServingSpeed
-    prices: Prices
-    served_tokens: Optional[float]
 
     def predict(self, fraction: float) -> Budget:
         model = self.model

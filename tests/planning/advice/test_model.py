@@ -15,7 +15,7 @@ from foundry_upcycle.study.points import paper_points
 # norms of 8; a last norm of 8: 1832, all active. With top-2 of 8 experts each
 # block has an expert of 384 and a router of 8 * 8 more: 2728. Attention adds
 # 12 * layers 2 * width 8 * 4 tokens = 768 to 6 * active FLOPs a token.
-SHAPE = ModelShape.from_config({
+SIZES = {
     'd_model': 8,
     'n_heads': 2,
     'n_layers': 2,
@@ -23,6 +23,9 @@ SHAPE = ModelShape.from_config({
     'no_bias': True,
     'norm_type': 'rmsnorm',
     'learned_pos_emb': False,
+}
+SHAPE = ModelShape.from_config({
+    **SIZES,
     'ffn_config': {
         'ffn_type': 'mptglu',
         'ffn_hidden_size': 16,
@@ -82,13 +85,7 @@ def test_a_token_visits_top_k_experts(top_k: int, more: float):
 @pytest.mark.parametrize('n_experts,top_k', [(8, 1), (8, 2), (4, 3)])
 def test_the_mixture_is_that_of_a_yaml(n_experts: int, top_k: int):
     config = {
-        'd_model': 8,
-        'n_heads': 2,
-        'n_layers': 2,
-        'vocab_size': 64,
-        'no_bias': True,
-        'norm_type': 'rmsnorm',
-        'learned_pos_emb': False,
+        **SIZES,
         'ffn_config': {
             'ffn_type': 'upcycled_dmoe',
             'ffn_hidden_size': 16,
