@@ -280,9 +280,9 @@ def test_results_of_a_finished_study(grid: Grid):
     assert load is not None
     assert load.steps_S.tolist() == [0]
     assert load.layers == (0, 1, 2)
-    assert load.shares_SLE.shape == (1, 4, 8)
+    assert load.shares_SLE.shape == (1, 3, 8)
     # 0.001 (10 expert + layer).
-    expected = 0.001 * (10 * np.arange(8) + np.arange(4)[:, None])
+    expected = 0.001 * (10 * np.arange(8) + np.arange(3)[:, None])
     np.testing.assert_allclose(load.shares_SLE[0], expected)
     assert results.results[CPT].expert_load is None
 
