@@ -51,11 +51,19 @@ def run(
             help='Print the commands that can start now instead, for a cluster.',
         ),
     ] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help='How many go on at the same time, for models so small that '
+            'one leaves cores idle.',
+        ),
+    ] = 1,
 ) -> None:
     """Trains and evaluates what is not yet done; run again, it goes on.
 
-    Each run is a process of its own, `composer train.py` or `composer
-    eval.py`, in this folder. Ends with 1 if any failed.
+    Each run is a process of its own, train.py or eval.py in this folder, by
+    Composer's launcher where there are several GPUs. Ends with 1 if any failed.
 
     Example: foundry-upcycle study run yamls/study_430m.yaml
     """
@@ -67,7 +75,7 @@ def run(
                 typer.echo(line)
             return
         _exit_on_signals()
-        is_complete = runner.StudyRunner(grid, typer.echo).run()
+        is_complete = runner.StudyRunner(grid, typer.echo, jobs).run()
     if not is_complete:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""Runs a command so that nothing of it outlives its caller."""
+"""Runs commands so that nothing of them outlives their caller."""
 
 import os
 import re
@@ -9,10 +9,11 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Collection, Iterator, Optional, Sequence
 
 __all__ = [
     'REDIRECTING',
+    'Processes',
     'Progress',
     'RunFailed',
     'duration_text',
@@ -33,56 +34,101 @@ class RunFailed(RuntimeError):
     """A run ended without what it was to do. Says how its log ends."""
 
 
-def run_process(
-    command: Sequence[str],
-    log_path: Path,
-    progress: Callable[[str], Optional[str]],
-    say: Callable[[str], None],
-    pass_fds: Sequence[int] = (),
-) -> None:
-    """Runs a command in a process group of its own, to the end of either.
+class Processes:
+    """Commands, each in a process group of its own, several at a time.
 
-    Whatever ends the caller's wait (an error, Ctrl-C, SIGTERM turned into
-    SystemExit) ends every process of the group. While that goes on, further
-    signals wait.
+    As a context it ends, when it is left, every process that still runs,
+    whatever it is left for: an error, Ctrl-C, SIGTERM turned into SystemExit.
+    While that goes on, further signals wait.
 
     Args:
-        command: Program and arguments.
-        log_path: Its output, appended.
-        progress: Gets each line of output, returns what to show of it.
-        say: Shows it.
-        pass_fds: Descriptors that the command inherits.
-
-    Raises:
-        RunFailed: The exit status is not 0. The message has the last lines of
-            the output.
+        at_once: How many run at the same time. They share the cores, unless
+            OMP_NUM_THREADS says how many threads each has.
     """
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open('a') as log:
-        process = subprocess.Popen(
-            command,
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-            start_new_session=True,
-            pass_fds=tuple(pass_fds),
-        )
-        assert process.stdout is not None  # for pyright: it is a pipe
-        try:
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                shown = progress(line)
-                if shown:
-                    say(shown)
-            status = process.wait()
-        finally:
-            with _signals_wait():
-                _end_group(process)
-    if status:
-        raise RunFailed(f'exit status {status}. {end_of_log(log_path)}')
+
+    def __init__(self, at_once: int = 1):
+        self._at_once = at_once
+        self._guard = threading.Lock()
+        self._running: set[subprocess.Popen] = set()
+        self._is_over = False
+
+    def __enter__(self) -> 'Processes':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with self._guard:
+            self._is_over = True
+            left = list(self._running)
+        with _signals_wait():
+            _end_groups(left)
+
+    def run(
+        self,
+        command: Sequence[str],
+        log_path: Path,
+        progress: Callable[[str], Optional[str]],
+        say: Callable[[str], None],
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """Runs a command to its end; in whichever thread.
+
+        Args:
+            command: Program and arguments.
+            log_path: Its output, appended.
+            progress: Gets each line of output, returns what to show of it.
+            say: Shows it.
+            pass_fds: Descriptors that the command inherits.
+
+        Raises:
+            RunFailed: The exit status is not 0, and the message has the last
+                lines of the output; or the context was left before.
+        """
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open('a') as log:
+            process = self._start(command, pass_fds)
+            assert process.stdout is not None  # for pyright: it is a pipe
+            try:
+                for line in process.stdout:
+                    log.write(line)
+                    log.flush()
+                    shown = progress(line)
+                    if shown:
+                        say(shown)
+                status = process.wait()
+            finally:
+                with _signals_wait():
+                    with self._guard:
+                        self._running.discard(process)
+                    _end_groups([process])
+        if status:
+            raise RunFailed(f'exit status {status}. {end_of_log(log_path)}')
+
+    def _start(
+        self,
+        command: Sequence[str],
+        pass_fds: Sequence[int],
+    ) -> subprocess.Popen:
+        with self._guard:
+            if self._is_over:
+                raise RunFailed('it was not started: the runner ends.')
+            process = subprocess.Popen(
+                command,
+                env=_environment(self._at_once),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors='replace',
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
+            )
+            self._running.add(process)
+        return process
+
+
+def run_process(*args: Any, **kwargs: Any) -> None:
+    """Runs one command, as ``Processes.run``."""
+    with Processes() as processes:
+        processes.run(*args, **kwargs)
 
 
 def end_of_log(path: Path) -> str:
@@ -91,7 +137,7 @@ def end_of_log(path: Path) -> str:
     return '\n'.join([f'The end of {path}:', *lines])
 
 
-def _environment() -> dict[str, str]:
+def _environment(at_once: int) -> dict[str, str]:
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -100,6 +146,8 @@ def _environment() -> dict[str, str]:
     # The launcher starts whatever `python` comes first.
     bin_folder = str(Path(sys.executable).parent)
     environment['PATH'] = os.pathsep.join([bin_folder, os.environ['PATH']])
+    # What a process says is read at once, as of Composer's launcher.
+    environment['PYTHONUNBUFFERED'] = '1'
     # OpenMP's threads otherwise spin while they wait for each other: with any
     # other busy process on the machine, training slows down tenfold.
     environment.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -108,19 +156,29 @@ def _environment() -> dict[str, str]:
     # quickstart's models took 20 to 35 % longer.
     environment.setdefault('MALLOC_MMAP_THRESHOLD_', str(4 * 2**30))
     environment.setdefault('MALLOC_TRIM_THRESHOLD_', str(8 * 2**30))
+    if at_once > 1:
+        n_threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+        environment.setdefault('OMP_NUM_THREADS', str(n_threads))
     return environment
 
 
-def _end_group(process: subprocess.Popen) -> None:
+def _end_groups(processes: Collection[subprocess.Popen]) -> None:
     for sent in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sent)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(timeout=_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+        processes = [each for each in processes if _signalled(each, sent)]
+        for process in processes:
+            try:
+                process.wait(timeout=_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _signalled(process: subprocess.Popen, sent: signal.Signals) -> bool:
+    """Sends a signal to a group; False if none of it is left."""
+    try:
+        os.killpg(process.pid, sent)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextmanager

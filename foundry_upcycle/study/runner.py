@@ -1,12 +1,14 @@
-"""Does what is not yet done of a study, one process after another."""
+"""Does what is not yet done of a study, each task a process of its own."""
 
 import os
 import shlex
 import sys
 import time
 from collections import defaultdict
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional, Sequence
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.grid import Grid
@@ -17,11 +19,11 @@ from foundry_upcycle.study.plan_files import write_yamls
 from foundry_upcycle.study.preflight import check_runs
 from foundry_upcycle.study.process import (
     REDIRECTING,
+    Processes,
     Progress,
     RunFailed,
     duration_text,
     end_of_log,
-    run_process,
 )
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.run_yamls import last_checkpoint_name
@@ -41,6 +43,8 @@ __all__ = ['StudyRunner', 'dry_run']
 _UNREDIRECTED = ('env', *(f'--unset={name}' for name in REDIRECTING))
 # Processes of one task may share its lock; not with a runner that has it.
 _HOLDING = ('flock', '--shared', '--timeout', '5')
+# How many processes Composer's launcher starts, if it isn't one a GPU.
+_LAUNCHING = {'WORLD_SIZE', 'LOCAL_WORLD_SIZE'}
 # What a task is estimated by: evaluations by their number.
 _Class = tuple[Kind, bool]
 
@@ -95,6 +99,39 @@ def _prepare(grid: Grid) -> Measured:
     return measured
 
 
+@dataclass
+class _Job:
+    """A task that goes on.
+
+    Args:
+        task: Which.
+        number: Its place among all, to show.
+        found: ``ready`` or ``started``.
+        say: Shows a line.
+    """
+
+    task: Task
+    number: str
+    found: State
+    say: Callable[[str], None]
+    started: float = field(default_factory=time.monotonic)
+    # Seconds before the first sign of work.
+    to_start: Optional[float] = None
+
+    def show(self, line: str) -> None:
+        """Shows a line of what goes on."""
+        if self.to_start is None:
+            self.to_start = self.seconds
+        self.tell(f' {line}')
+
+    def tell(self, text: str) -> None:
+        self.say(f'[{self.number} {self.task.name}]{text}')
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
 class StudyRunner:
     """Runs a study in the working folder, which has train.py and eval.py.
 
@@ -104,13 +141,21 @@ class StudyRunner:
     Args:
         grid: The study's runs.
         say: Shows a line.
+        jobs: How many tasks go on at the same time.
     """
 
-    def __init__(self, grid: Grid, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        grid: Grid,
+        say: Callable[[str], None] = print,
+        jobs: int = 1,
+    ):
         self.grid = grid
         self.say = say
+        self.jobs = jobs
         self.failed: dict[str, str] = {}
         self._pace = _Pace(grid)
+        self._processes = Processes(jobs)
 
     def run(self) -> bool:
         """Does all tasks whose needs are met; a failure stops no other.
@@ -128,11 +173,14 @@ class StudyRunner:
         _require_scripts()
         with exclusive(self.grid.study.folder) as lock:
             measured = _prepare(self.grid)
-            tasks = list_tasks(self.grid)
-            for index, task in enumerate(tasks):
-                self._do(measured, task, tasks[index:], len(tasks), lock)
+            if self.jobs > 1:
+                measured.tracking.make_experiment()
+            # Left for whatever reason, processes end before threads are
+            # waited for.
+            with ThreadPoolExecutor(self.jobs) as pool, self._processes:
+                self._do_all(measured, pool, lock)
             left = [
-                task for task in tasks
+                task for task in list_tasks(self.grid)
                 if state(measured, task) not in ('done', 'not needed')
             ]
             for task in left:
@@ -140,79 +188,94 @@ class StudyRunner:
                 self.say(f'[{task.name}] not done: {reason}')
         return not left
 
-    def _do(
+    def _do_all(
         self,
         measured: Measured,
-        task: Task,
-        left: tuple[Task, ...],
-        n_tasks: int,
+        pool: ThreadPoolExecutor,
         lock: int,
     ) -> None:
-        found = _mended(measured, task)
-        number = f'{n_tasks - len(left) + 1}/{n_tasks}'
-        if found not in ('ready', 'started'):
-            self.say(f'[{number} {task.name}] {found}')
-            return
-        if task.kind == 'train' and self.grid.sweep_for(task.run):
+        """In the order of the study, but for what waits."""
+        tasks = list_tasks(self.grid)
+        todo = {
+            f'{index}/{len(tasks)}': task
+            for index, task in enumerate(tasks, 1)
+        }
+        going: dict[Future[None], _Job] = {}
+        while True:
+            for number, task in [*todo.items()]:
+                if len(going) == self.jobs:
+                    break
+                found = _mended(measured, task)
+                if found == 'waits':
+                    continue
+                del todo[number]
+                job = _Job(task, number, found, self.say)
+                if found not in ('ready', 'started'):
+                    job.tell(f' {found}')
+                    continue
+                others = [other.task for other in going.values()]
+                self._announce(measured, job, [*others, *todo.values()])
+                going[pool.submit(self._process, job, lock)] = job
+            if not going:
+                return
+            ended, _ = wait(going, return_when=FIRST_COMPLETED)
+            for each in ended:
+                measured.refresh()
+                self._finish(measured, going.pop(each), each)
+
+    def _announce(
+        self,
+        measured: Measured,
+        job: _Job,
+        others: Sequence[Task],
+    ) -> None:
+        if job.task.kind == 'train' and self.grid.sweep_for(job.task.run):
             # Its learning rate is known now.
             write_yamls(self.grid, measured)
-        time_left = self._pace.left(measured, left)
-        self.say(
-            f"[{number} {task.name}] {'goes on' if found == 'started' else 'starts'}"
-            + (
-                f'; about {duration_text(time_left)} left in all'
-                if time_left else ''
-            ),
+        seconds = self._pace.left(measured, [job.task, *others]) / self.jobs
+        job.tell(
+            f" {'goes on' if job.found == 'started' else 'starts'}" +
+            (f'; about {duration_text(seconds)} left in all' if seconds else ''),
         )
-        started = time.monotonic()
-        signs: list[float] = []  # When it showed that it works.
 
-        def show(line: str) -> None:
-            signs.append(time.monotonic() - started)
-            self.say(f'[{number} {task.name}] {line}')
-
+    def _finish(self, measured: Measured, job: _Job, ended: Future) -> None:
+        task = job.task
         try:
-            self._process(measured, task, show, lock)
+            ended.result()
+            if state(measured, task) != 'done':
+                raise RunFailed(
+                    'it ended without an error and without all that it was to '
+                    f'measure. {end_of_log(self._log(task))}',
+                )
         except RunFailed as error:
             self.failed[task.name] = str(error)
-            self.say(f'[{number} {task.name}] failed: {error}')
+            job.tell(f' failed: {error}')
             return
-        seconds = time.monotonic() - started
-        if found == 'ready' and signs:  # Not the rest of a run.
-            self._pace.add(task, signs[0], seconds)
-        self.say(f'[{number} {task.name}] done in {duration_text(seconds)}')
+        seconds = job.seconds
+        if job.found == 'ready' and job.to_start:  # Not the rest of a run.
+            self._pace.add(task, job.to_start, seconds)
+        job.tell(f' done in {duration_text(seconds)}')
 
-    def _process(
-        self,
-        measured: Measured,
-        task: Task,
-        show: Callable[[str], None],
-        lock: int,
-    ) -> None:
+    def _process(self, job: _Job, lock: int) -> None:
         """Does a task; once more, after a fault of the machine that passes."""
-        program, *arguments = command(self.grid, task)
-        # The launcher of this environment.
-        words = [str(_launcher(program)), *arguments]
-        files = RunFiles(self.grid.study, task.run.name)
-        log = files.train_log if task.kind == 'train' else files.eval_log
-        progress = Progress()
-        with only_one(task.lock(self.grid.study)) as is_free:
+        program, *arguments = command(self.grid, job.task)
+        words = [*_start(program), *arguments]
+        log, progress = self._log(job.task), Progress()
+        run = self._processes.run
+        with only_one(job.task.lock(self.grid.study)) as is_free:
             if not is_free:
                 raise RunFailed('it has just been started elsewhere.')
             try:
-                run_process(words, log, progress, show, pass_fds=[lock])
+                run(words, log, progress, job.show, pass_fds=[lock])
             except RunFailed:
                 if not progress.passing_fault:
                     raise
-                show(f'tries once more, after {progress.passing_fault}')
-                run_process(words, log, Progress(), show, pass_fds=[lock])
-            finally:
-                measured.refresh()
-        if state(measured, task) != 'done':
-            raise RunFailed(
-                'it ended without an error and without all that it was to '
-                f'measure. {end_of_log(log)}',
-            )
+                job.show(f'tries once more, after {progress.passing_fault}')
+                run(words, log, Progress(), job.show, pass_fds=[lock])
+
+    def _log(self, task: Task) -> Path:
+        files = RunFiles(self.grid.study, task.run.name)
+        return files.train_log if task.kind == 'train' else files.eval_log
 
 
 class _Pace:
@@ -240,7 +303,7 @@ class _Pace:
         self._seconds[_class(task)] += seconds - to_start
         self._amount[_class(task)] += _amount(task)
 
-    def left(self, measured: Measured, tasks: tuple[Task, ...]) -> float:
+    def left(self, measured: Measured, tasks: Sequence[Task]) -> float:
         """Seconds; what is not known from this runner counts by FLOPs."""
         return sum(
             self._estimate(task)
@@ -298,17 +361,25 @@ def _refuse_foreign_runs(measured: Measured) -> None:
             )
 
 
-def _launcher(name: str) -> Path:
-    path = Path(sys.executable).with_name(name)
+def _start(program: str) -> list[str]:
+    """What starts a script, in this environment.
+
+    Composer's launcher takes as long to import Composer as the script itself.
+    Where it would start one process, Python does.
+    """
+    from torch.cuda import device_count
+    if device_count() < 2 and not _LAUNCHING & os.environ.keys():
+        return [sys.executable]
+    path = Path(sys.executable).with_name(program)
     if not path.exists():
         raise ConfigError(
             'environment',
             str(path.parent),
-            f'{name} is not installed beside this Python.',
+            f'{program} is not installed beside this Python.',
             'install foundry_upcycle into an environment, and run its '
             'foundry-upcycle.',
         )
-    return path
+    return [str(path)]
 
 
 def _require_scripts() -> None:

@@ -56,6 +56,17 @@ class Tracking:
         self._runs: Optional[Mapping[str, Sequence[_LoggedRun]]] = None
         self._histories: dict[tuple[str, str], tuple[Any, Any]] = {}
 
+    def make_experiment(self) -> None:
+        """Makes the experiment, if it isn't there.
+
+        Of runs that start together, each would make it.
+        """
+        from mlflow import MlflowClient
+        with self._errors():
+            client = MlflowClient(self._uri)
+            if client.get_experiment_by_name(self._experiment) is None:
+                client.create_experiment(self._experiment)
+
     def keys(self, run_name: str) -> Collection[str]:
         """Names of a run's metrics; none where there is no such run."""
         with self._errors():

@@ -301,7 +301,11 @@ def test_it_is_evaluated_and_never_trained(files: StudyFiles, monkeypatch):
     save(files)
     grid = files.grid()
     machine = Machine(grid)
-    monkeypatch.setattr(runner, 'run_process', machine)
+    monkeypatch.setattr(
+        runner.Processes,
+        'run',
+        lambda _, *args, **kwargs: machine(*args, **kwargs),
+    )
     monkeypatch.setattr(runner, 'check_runs', lambda _: None)
     assert StudyRunner(grid).run()
     swept = 'm_base_upcycled_1.4112e07_s17'

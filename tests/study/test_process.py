@@ -1,11 +1,13 @@
 """Processes of a study leave nothing behind."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Iterator, Optional
 
@@ -17,6 +19,7 @@ from foundry_upcycle.cli.app import app
 from foundry_upcycle.study import process
 from foundry_upcycle.study.process import (
     REDIRECTING,
+    Processes,
     Progress,
     RunFailed,
     run_process,
@@ -202,6 +205,40 @@ def test_a_second_signal_does_not_spare_the_group(tmp_path: Path):
         finally:
             if _alive(pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_what_runs_in_threads_ends_with_the_context(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    program = (
+        'import os, time\n'
+        'print(os.getpid(), os.environ["OMP_NUM_THREADS"], flush=True)\n'
+        'time.sleep(60)\n'
+    )
+    said: queue.Queue[str] = queue.Queue()
+    with pytest.raises(KeyboardInterrupt):
+        with ThreadPoolExecutor(2) as pool, Processes(at_once=2) as processes:
+            command = [sys.executable, '-c', program]
+            futures = [
+                pool.submit(
+                    processes.run,
+                    command,
+                    tmp_path / f'{i}.log',
+                    str.strip,
+                    said.put,
+                ) for i in range(2)
+            ]
+            pids, threads = zip(*(said.get(timeout=20).split() for _ in '12'))
+            raise KeyboardInterrupt
+    assert all(_wait_until_gone(int(pid)) for pid in pids)
+    assert set(threads) == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    for future in futures:
+        with pytest.raises(RunFailed, match='exit status -15'):
+            future.result()
+    with pytest.raises(RunFailed, match='was not started'):
+        processes.run(command, tmp_path / '2.log', str.strip, print)
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import math
 import os
 import shlex
 import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -87,7 +89,11 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
 @pytest.fixture
 def machine(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Machine:
     found = Machine(grid)
-    monkeypatch.setattr(runner, 'run_process', found)
+    monkeypatch.setattr(
+        runner.Processes,
+        'run',
+        lambda _, *args, **kwargs: found(*args, **kwargs),
+    )
     return found
 
 
@@ -109,7 +115,8 @@ def test_everything_is_run_in_order(grid: Grid, machine: Machine):
     ]
     assert f'[9/12 {SWEPT}_lr0.0001_eval] not needed' in said
     program, script, path = machine.commands['m_short_upcycled_0.4_s18']
-    assert Path(program).name == 'composer' and script == 'train.py'
+    # One process, without a GPU: Composer's launcher would only delay it.
+    assert (program, script) == (sys.executable, 'train.py')
     optimizer = yaml.safe_load(Path(path).read_text())['optimizer']
     # quickstart_upcycle.yaml: 5e-4 with a weight decay of 2.5e-5.
     assert (optimizer['lr'], optimizer['weight_decay']) == (1e-3, 5e-5)
@@ -142,6 +149,39 @@ def test_a_failure_stops_only_what_needs_it(grid: Grid, machine: Machine):
     assert StudyRunner(grid).run()
     assert 'm_short' not in machine.commands
     assert 'm_short_upcycled_0.4_s18_eval' in machine.commands
+
+
+def test_two_jobs_at_a_time(
+    grid: Grid,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # All that the first task is needed for can start after it, and so two
+    # meet. Each of a pair waits for the other.
+    meet = threading.Barrier(2, timeout=20)
+    met: list[str] = []
+
+    def run(_: Any, command: Sequence[str], *args: Any, **kwargs: Any) -> None:
+        name = Path(command[2]).stem
+        if name in ('m_short_eval', 'm_short_cpt_0.4_s17'):
+            meet.wait()
+            met.append(name)
+        machine(command, *args, **kwargs)
+
+    monkeypatch.setattr(runner.Processes, 'run', run)
+    said: list[str] = []
+    assert StudyRunner(grid, said.append, jobs=2).run()
+    assert sorted(met) == ['m_short_cpt_0.4_s17', 'm_short_eval']
+    assert len(machine.commands) == 11
+    order = list(machine.commands)
+    assert order[0] == 'm_short'
+    for late, early in (
+        ('m_short_cpt_0.4_s18_eval', 'm_short_cpt_0.4_s18'),
+        ('m_short_upcycled_0.4_s18', f'{SWEPT}_lr0.0001'),
+        ('m_short_upcycled_0.4_s18', f'{SWEPT}_lr0.001'),
+    ):
+        assert order.index(late) > order.index(early)
+    assert sum('] done in ' in line for line in said) == 11
 
 
 def test_a_fault_of_the_machine_has_a_second_try(grid: Grid, machine: Machine):
@@ -354,11 +394,26 @@ def test_a_run_of_another_study_in_mlflow(grid: Grid, machine: Machine):
     assert not machine.commands
 
 
+@pytest.mark.parametrize('name', ['WORLD_SIZE', 'LOCAL_WORLD_SIZE'])
+def test_several_processes_are_for_the_launcher(
+    grid: Grid,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+):
+    monkeypatch.setenv(name, '2')
+    assert StudyRunner(grid).run()
+    launcher = str(Path(sys.executable).with_name('composer'))
+    assert machine.commands['m_short'][:2] == [launcher, 'train.py']
+    assert machine.commands['m_short_eval'][:2] == [launcher, 'eval.py']
+
+
 def test_an_environment_without_composer(
     grid: Grid,
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
     monkeypatch.setattr(runner.sys, 'executable', '/nowhere/python')
     with pytest.raises(ConfigError,
                        match="environment='/nowhere': composer is"):
