@@ -23,7 +23,7 @@ Q := quickstart$(if $(filter tiny,$(QUICKSTART)),_tiny)
 quickstart: install
 	$(BIN)/python -m foundry_upcycle.data.quickstart runs/$(Q) \
 		--size $(QUICKSTART)
-	$(BIN)/foundry-upcycle study run yamls/study_$(Q).yaml
+	$(BIN)/foundry-upcycle study run yamls/study_$(Q).yaml --jobs 2
 	$(BIN)/foundry-upcycle study report yamls/study_$(Q).yaml
 
 install: .venv/installed

@@ -234,8 +234,10 @@ class StudyRunner:
             write_yamls(self.grid, measured)
         seconds = self._pace.left(measured, [job.task, *others]) / self.jobs
         job.tell(
-            f" {'goes on' if job.found == 'started' else 'starts'}" +
-            (f'; about {duration_text(seconds)} left in all' if seconds else ''),
+            f" {'goes on' if job.found == 'started' else 'starts'}" + (
+                f'; about {duration_text(seconds)} left in all'
+                if seconds else ''
+            ),
         )
 
     def _finish(self, measured: Measured, job: _Job, ended: Future) -> None:

@@ -148,6 +148,18 @@ def test_another_store(tmp_path: Path):
     assert not (tmp_path / 'results' / 'mlruns').exists()
 
 
+def test_an_experiment_is_made_once(grid: Grid):
+    tracking = Measured(grid).tracking
+    tracking.make_experiment()
+    tracking.make_experiment()
+    log(grid, 'm_short', {LOSS: [3.0]})
+    (found, ) = MlflowClient(grid.study.tracking_uri).search_experiments(
+        filter_string=f"name = '{grid.study.name}'",
+    )
+    assert found.lifecycle_stage == 'active'
+    assert tracking.last('m_short', LOSS) == 3.0
+
+
 def test_a_folder_is_read_as_mlflow_reads_it(grid: Grid, monkeypatch):
     run = grid[SWEEP[0]]
     log(grid, run.name, {LOSS: [9.0] * 30})
