@@ -1,7 +1,7 @@
 """What a study YAML says, checked."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Mapping, Optional
 
@@ -70,6 +70,8 @@ class ModelGrid:
         paper: The model of the paper that this is, such as ``436M``: its
             points are drawn behind those of a duration of the same name that is
             as long.
+        sweep_at: Duration and budget at which learning rates are swept. None:
+            the cheapest pretraining and the smallest budget (paper, section 3).
     """
 
     name: str
@@ -79,6 +81,7 @@ class ModelGrid:
     arms: Mapping[str, Phase]
     unit: Literal['fraction', 'FLOPs'] = 'fraction'
     paper: Optional[str] = None
+    sweep_at: Optional[tuple[str, float]] = None
 
     def budget_flops(self, budget: float, pretraining: float) -> float:
         """FLOPs of a second phase.
@@ -238,8 +241,30 @@ def _model(folder: Path, section: Section, name: str) -> ModelGrid:
         },
         paper=section.take('paper', str, None),
     )
+    if section.has('sweep_at'):
+        model = replace(model, sweep_at=_sweep_at(section, model))
     section.refuse_others()
     return model
+
+
+def _sweep_at(section: Section, model: ModelGrid) -> tuple[str, float]:
+    place = section.inside('sweep_at', section.take('sweep_at', dict))
+    unit = 'fraction' if model.unit == 'fraction' else 'budget'
+    found = {}
+    for key, kind, there in (
+        ('duration', str, tuple(model.durations)),
+        (unit, (float, int), model.budgets),
+    ):
+        found[key] = place.take(key, kind)
+        if found[key] not in there:
+            raise ConfigError(
+                place.key(key),
+                found[key],
+                'the model has none like it.',
+                f"write one of {', '.join(map(str, there))}.",
+            )
+    place.refuse_others()
+    return found['duration'], found[unit]
 
 
 def _pretraining(folder: Path, section: Section) -> dict[str, Any]:

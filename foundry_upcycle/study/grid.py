@@ -163,8 +163,9 @@ def plan_grid(study: Study) -> Grid:
     """Plans the runs of a study from its YAMLs.
 
     The FLOPs of a second phase are its budget, or that fraction of those that
-    its dense start took, in whole steps. A sweep is run at the cheapest
-    pretraining and the smallest budget, with the first seed (paper, section 3).
+    its dense start took, in whole steps. A sweep is run at ``sweep_at``, or at
+    the cheapest pretraining and the smallest budget (paper, section 3), with
+    the first seed.
 
     Raises:
         ConfigError: A YAML or the budget can't be used, an arm trains another
@@ -236,30 +237,29 @@ def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:
         for name, phase in model.arms.items()
     }
     base = base or _first_dense(key, arms)
+    for arm in arms.values():
+        require_same_model(base, arm)
     starts = [
         _plan_start(key, model, base, name, start)
         for name, start in model.durations.items()
     ]
     yield from starts
-    cheapest = min(starts, key=lambda run: run.flops)
-    for name, arm in arms.items():
-        require_same_model(base, arm)
-        first = Place(
-            model.name,
-            cheapest.place.duration,
-            name,
-            model.budgets[0],
-            study.seeds[0],
-        )
-        sweep = _plan_sweep(key, model, cheapest, arm, first)
+    sweeps = {
+        name: _plan_sweep(key, study, model, starts, name, arm)
+        for name, arm in arms.items()
+    }
+    for sweep in sweeps.values():
         yield from sweep
-        for start in starts:
-            for budget in model.budgets:
+    # All arms at a budget before the next: what there is can be compared.
+    for start in starts:
+        for budget in model.budgets:
+            for name, arm in arms.items():
                 for seed in study.seeds:
                     duration = start.place.duration
                     place = Place(model.name, duration, name, budget, seed)
+                    sweep = sweeps[name]
                     # That one is the best of the sweep.
-                    if not (sweep and place == first):
+                    if not (sweep and place == sweep[0].place):
                         yield _plan_arm(key, model, start, arm, place, sweep)
 
 
@@ -341,15 +341,22 @@ def _plan_pretraining(
 
 def _plan_sweep(
     key: str,
+    study: Study,
     model: ModelGrid,
-    start: Run,
+    starts: Sequence[Run],
+    name: str,
     arm: BaseYaml,
-    place: Place,
 ) -> tuple[Run, ...]:
     rates = arm.phase.learning_rates
     if len(rates) < 2:
         return ()
-    n_steps = _matched_steps(key, model, start, arm, place.budget)
+    start, budget = min(starts, key=lambda run: run.flops), model.budgets[0]
+    if model.sweep_at is not None:
+        duration, budget = model.sweep_at
+        start = next(run for run in starts if run.place.duration == duration)
+    duration = start.place.duration
+    place = Place(model.name, duration, name, budget, study.seeds[0])
+    n_steps = _matched_steps(key, model, start, arm, budget)
     return tuple(
         Run(
             f'{place.name}_lr{rate:g}',

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planning.test_flops import PAPER_TOKENS
@@ -62,13 +63,14 @@ def test_by_hand(files: StudyFiles):
     assert [(run.name, run.n_steps, run.needs) for run in grid.runs] == [
         ('m_short', 200, ()),
         ('m_long', 400, ()),
+        # All arms at a budget before the next: what there is can be compared.
         ('m_short_cpt_0.5_s17', 100, ('m_short', )),
-        ('m_short_cpt_1_s17', 200, ('m_short', )),
-        ('m_long_cpt_0.5_s17', 200, ('m_long', )),
-        ('m_long_cpt_1_s17', 400, ('m_long', )),
         ('m_short_upcycled_0.5_s17', 69, ('m_short', )),
+        ('m_short_cpt_1_s17', 200, ('m_short', )),
         ('m_short_upcycled_1_s17', 137, ('m_short', )),
+        ('m_long_cpt_0.5_s17', 200, ('m_long', )),
         ('m_long_upcycled_0.5_s17', 137, ('m_long', )),
+        ('m_long_cpt_1_s17', 400, ('m_long', )),
         ('m_long_upcycled_1_s17', 275, ('m_long', )),
     ]
     dense, upcycled = grid['m_short'], grid['m_short_upcycled_0.5_s17']
@@ -101,8 +103,8 @@ def test_seeds(files: StudyFiles):
     grid = files.set('study', 'seeds', [17, 18]).grid()
     names = [run.name for run in grid.runs if run.place.seed == 18]
     assert names == [
-        f'm_{duration}_{arm}_{fraction}_s18' for arm in ('cpt', 'upcycled')
-        for duration in ('short', 'long') for fraction in ('0.5', '1')
+        f'm_{duration}_{arm}_{fraction}_s18' for duration in ('short', 'long')
+        for fraction in ('0.5', '1') for arm in ('cpt', 'upcycled')
     ]
     # The dense starts serve both.
     assert [run.place.seed for run in grid.runs].count(None) == 2
@@ -118,6 +120,50 @@ def test_one_learning_rate_is_no_sweep(files: StudyFiles):
     upcycled = grid['m_short_upcycled_1_s17']
     assert upcycled.learning_rate == 2e-3
     assert grid.sweep_for(upcycled) == ()
+
+
+def test_a_sweep_is_run_where_the_study_says(files: StudyFiles):
+    files.set('study', 'models.m.durations', {'a': '200ba', 'b': '400ba'})
+    files.set('study', 'models.m.arms.upcycled.lr', [1e-3, 2e-3])
+    files.set('study', 'models.m.sweep_at', {'duration': 'b', 'fraction': 1})
+    grid = files.grid()
+    place = Place('m', 'b', 'upcycled', 1, 17)
+    sweep = grid.candidates(place)
+    assert [run.role for run in sweep] == ['sweep', 'sweep']
+    assert [run.needs for run in sweep] == [('m_b', ), ('m_b', )]
+    assert grid.sweep_for(grid['m_a_upcycled_0.5_s17']) == sweep
+
+
+@pytest.mark.parametrize(
+    'at,key',
+    [
+        ({
+            'duration': 'other',
+            'fraction': 1.0
+        }, 'duration'),
+        ({
+            'duration': 'a',
+            'fraction': 0.3
+        }, 'fraction'),
+        ({
+            'duration': 'a'
+        }, 'fraction'),
+        ({
+            'duration': 'a',
+            'fraction': 1.0,
+            'seed': 1
+        }, 'seed'),
+    ],
+)
+def test_a_place_of_sweeps_that_is_not_in_the_grid(
+    files: StudyFiles,
+    at: dict[str, Any],
+    key: str,
+):
+    files.set('study', 'models.m.durations', {'a': '200ba'})
+    files.set('study', 'models.m.sweep_at', at)
+    with pytest.raises(ConfigError, match=f'models.m.sweep_at.{key}='):
+        files.grid()
 
 
 def test_a_sweep_is_run_once_where_it_is_cheapest(files: StudyFiles):

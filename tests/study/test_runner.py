@@ -103,17 +103,17 @@ def test_everything_is_run_in_order(grid: Grid, machine: Machine):
     assert list(machine.commands) == [
         'm_short',
         'm_short_eval',
+        f'{SWEPT}_lr0.0001',
+        f'{SWEPT}_lr0.001',
+        f'{SWEPT}_lr0.001_eval',
         'm_short_cpt_0.4_s17',
         'm_short_cpt_0.4_s17_eval',
         'm_short_cpt_0.4_s18',
         'm_short_cpt_0.4_s18_eval',
-        f'{SWEPT}_lr0.0001',
-        f'{SWEPT}_lr0.001',
-        f'{SWEPT}_lr0.001_eval',
         'm_short_upcycled_0.4_s18',
         'm_short_upcycled_0.4_s18_eval',
     ]
-    assert f'[9/12 {SWEPT}_lr0.0001_eval] not needed' in said
+    assert f'[5/12 {SWEPT}_lr0.0001_eval] not needed' in said
     program, script, path = machine.commands['m_short_upcycled_0.4_s18']
     # One process, without a GPU: Composer's launcher would only delay it.
     assert (program, script) == (sys.executable, 'train.py')
@@ -163,7 +163,7 @@ def test_two_jobs_at_a_time(
 
     def run(_: Any, command: Sequence[str], *args: Any, **kwargs: Any) -> None:
         name = Path(command[2]).stem
-        if name in ('m_short_eval', 'm_short_cpt_0.4_s17'):
+        if name in ('m_short_eval', f'{SWEPT}_lr0.0001'):
             meet.wait()
             met.append(name)
         machine(command, *args, **kwargs)
@@ -171,7 +171,7 @@ def test_two_jobs_at_a_time(
     monkeypatch.setattr(runner.Processes, 'run', run)
     said: list[str] = []
     assert StudyRunner(grid, said.append, jobs=2).run()
-    assert sorted(met) == ['m_short_cpt_0.4_s17', 'm_short_eval']
+    assert sorted(met) == ['m_short_eval', f'{SWEPT}_lr0.0001']
     assert len(machine.commands) == 11
     order = list(machine.commands)
     assert order[0] == 'm_short'
@@ -197,7 +197,7 @@ def test_a_fault_of_the_machine_has_a_second_try(grid: Grid, machine: Machine):
     assert f'[1/12 m_short] tries once more, after {fault}' in said
     # No other error of the first is one.
     failed = [line for line in said if '] failed: ' in line]
-    assert failed == ['[3/12 m_short_cpt_0.4_s17] failed: exit status 1.']
+    assert failed == ['[7/12 m_short_cpt_0.4_s17] failed: exit status 1.']
 
 
 def test_what_goes_on_elsewhere_is_left_to_it(grid: Grid, machine: Machine):
@@ -345,9 +345,9 @@ def test_dry_run_prints_what_can_start(grid: Grid):
         Path(line.split()[-1]).stem for line in lines if line[0] != '#'
     ]
     assert can_start == [
+        f'{SWEPT}_lr0.0001_eval',
         'm_short_cpt_0.4_s17',
         'm_short_cpt_0.4_s18',
-        f'{SWEPT}_lr0.0001_eval',
         'm_short_upcycled_0.4_s18',
     ]
     written = RunFiles(grid.study, 'm_short_upcycled_0.4_s18').train_yaml
@@ -423,9 +423,9 @@ def test_an_environment_without_composer(
 def test_time_left(grid: Grid):
     pace = runner._Pace(grid)
     measured = Measured(grid)
-    dense, dense_eval, cpt = list_tasks(grid)[:3]
-    assert (dense.kind, dense_eval.kind,
-            cpt.kind) == ('train', 'evaluate', 'train')
+    dense, dense_eval = list_tasks(grid)[:2]
+    cpt = Task('train', grid['m_short_cpt_0.4_s17'])
+    assert (dense.kind, dense_eval.kind) == ('train', 'evaluate')
     # Before anything is known: half of 1e12 FLOPs a second.
     expected = (dense.run.flops + cpt.run.flops) / 5e11
     tasks = (dense, dense_eval, cpt)
