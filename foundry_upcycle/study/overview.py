@@ -74,7 +74,7 @@ def _plan_row(grid: Grid, run: Run) -> list[str]:
         rate = n_steps = ''
     return [
         run.name,
-        f'{run.shape.n_active_params / 1e6:,.1f}M',
+        _count(run.shape.n_active_params),
         rate,
         n_steps,
         f'{run.tokens:.3g}',
@@ -112,3 +112,9 @@ def _run_hours(grid: Grid, run: Run) -> str:
 
 def _hours(hours: float) -> str:
     return f'{hours:,.0f}' if hours >= 10 else f'{hours:.2g}'
+
+
+def _count(n_params: int) -> str:
+    if n_params < 1e6:
+        return f'{n_params / 1e3:.1f}k'
+    return f'{n_params / 1e6:,.1f}M'

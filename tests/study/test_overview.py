@@ -13,12 +13,12 @@ from foundry_upcycle.study.overview import plan_lines, status_lines
 # = 127.1e6, 4.50 hours.
 PLAN = '''\
 run                               active     lr  steps    tokens     FLOPs  fraction  hours
-m_short                             0.0M  0.001    200   2.4e+03  2.82e+07                1
-m_short_cpt_0.5_s17                 0.0M  0.004    100   1.2e+03  1.41e+07     0.500    0.5
-m_short_cpt_1_s17                   0.0M  0.004    200   2.4e+03  2.82e+07     1.000      1
-m_short_upcycled_0.5_s17_lr0.001    0.0M  0.001     69       828  1.42e+07     0.503    0.5
-m_short_upcycled_0.5_s17_lr0.002    0.0M  0.002     69       828  1.42e+07     0.503    0.5
-m_short_upcycled_1_s17              0.0M  swept    137  1.64e+03  2.82e+07     0.998      1
+m_short                             1.8k  0.001    200   2.4e+03  2.82e+07                1
+m_short_upcycled_0.5_s17_lr0.001    2.7k  0.001     69       828  1.42e+07     0.503    0.5
+m_short_upcycled_0.5_s17_lr0.002    2.7k  0.002     69       828  1.42e+07     0.503    0.5
+m_short_cpt_0.5_s17                 1.8k  0.004    100   1.2e+03  1.41e+07     0.500    0.5
+m_short_cpt_1_s17                   1.8k  0.004    200   2.4e+03  2.82e+07     1.000      1
+m_short_upcycled_1_s17              2.7k  swept    137  1.64e+03  2.82e+07     0.998      1
 all                                                               1.27e+08              4.5
 
 active: parameters that a token meets
@@ -100,7 +100,7 @@ def test_status_before_anything_is_done(files: StudyFiles):
     rows = [line.split() for line in lines[1:-2]]
     assert rows[0] == ['m_short', 'ready', '0/200']
     # Evaluations of a sweep are behind the last of its runs.
-    assert [row[:2] for row in rows[6:10]] == [
+    assert [row[:2] for row in rows[2:6]] == [
         ['m_short_upcycled_0.5_s17_lr0.001', 'waits'],
         ['m_short_upcycled_0.5_s17_lr0.002', 'waits'],
         ['m_short_upcycled_0.5_s17_lr0.001_eval', 'waits'],
