@@ -7,7 +7,10 @@ from typing import Any, Literal, Mapping, Optional, Sequence, TypeGuard
 from foundry_upcycle.errors import ConfigError
 
 __all__ = [
+    'DenseKind',
+    'ExpertCriterion',
     'FileFormat',
+    'ShrinkingConfig',
     'UpcyclingConfig',
     'is_number',
     'is_whole',
@@ -16,6 +19,10 @@ __all__ = [
 
 # What an offline conversion writes.
 FileFormat = Literal['pt', 'dcp', 'safetensors']
+# By what experts are chosen, and what a dense layer is made of, when a mixture
+# is shrunk.
+ExpertCriterion = Literal['load', 'norm', 'merge']
+DenseKind = Literal['mean', 'weighted', 'concat']
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
@@ -123,3 +130,65 @@ class UpcyclingConfig:
                 'token to the same experts.',
                 'set it above 0; 0.02 is the usual value.',
             )
+
+
+@dataclass(frozen=True)
+class ShrinkingConfig:
+    """What a mixture of experts shrinks to.
+
+    Attributes:
+        experts: How many are left of each layer of a mixture; None: it becomes
+            a dense model.
+        dense: What a dense layer is: the ``mean`` of the experts, their mean
+            ``weighted`` by load, or experts side by side, ``concat``.
+        keep: How many of them; None: all.
+        by: Which ``experts`` or ``keep``: those of most ``load`` or of largest
+            mean router-weighted output ``norm``, or the means of as many groups
+            of similar ones (``merge``).
+        has_calibration: Whether loads and norms are known.
+
+    Raises:
+        ConfigError: They contradict one another.
+    """
+    experts: Optional[int] = None
+    dense: Optional[DenseKind] = None
+    keep: Optional[int] = None
+    by: Optional[ExpertCriterion] = None
+    has_calibration: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.experts is None) == (self.dense is None):
+            raise ConfigError(
+                '--experts',
+                self.experts,
+                f'with --dense {self.dense} it is not said what the mixture '
+                'becomes.',
+                'give one of them: --experts N for fewer experts, --dense for '
+                'a dense model.',
+            )
+        if self.dense != 'concat' and self.keep is not None:
+            self._refuse('--keep', self.keep, 'it is of --dense concat.')
+        chooses = self.experts is not None or self.keep is not None
+        if chooses and self.by is None:
+            raise ConfigError(
+                '--by',
+                None,
+                'it is not said which experts are kept.',
+                'choose load, norm (both with --calibration) or merge.',
+            )
+        if self.by is not None and not chooses:
+            self._refuse('--by', self.by, 'all experts are taken.')
+        needs = self.by if self.by in ('load', 'norm') else None
+        needs = 'weighted' if self.dense == 'weighted' else needs
+        if needs and not self.has_calibration:
+            raise ConfigError(
+                '--calibration',
+                None,
+                f'{needs} is of experts at work, on texts.',
+                'run foundry-upcycle calibrate, and name its output.',
+            )
+        if self.has_calibration and self.dense == 'mean':
+            self._refuse('--calibration', 'a file', 'the mean needs none.')
+
+    def _refuse(self, key: str, value: Any, problem: str) -> None:
+        raise ConfigError(key, value, problem, 'leave it out.')

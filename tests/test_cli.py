@@ -23,6 +23,8 @@ COMMANDS = (
     'convert',
     'export-hf',
     'verify',
+    'calibrate',
+    'shrink',
     'advise',
     'expert-shares',
     'flops',
@@ -98,6 +100,41 @@ def test_some_layers(tmp_path):
     assert 'mixture of experts: 8 experts, top-2, in 2 of 3 layers' in text
     assert 'moe_layers=[0, 2]' in text
     run('verify', source, out)
+
+
+def test_a_mixture_is_shrunk(tmp_path: Path):
+    dense = tiny.save_dense(tiny.build_dense(), tmp_path / 'dense.pt')
+    moe, out = tmp_path / 'moe.pt', tmp_path / 'out.pt'
+    text, calibration = tmp_path / 'text', tmp_path / 'calibration.json'
+    tiny_hf.save_tokenizer(tmp_path / 'tokenizer')
+    text.write_text('w3 w1 w4 w1 w5 ' * 10)
+    run('convert', dense, moe, '--tokenizer', tmp_path / 'tokenizer')
+    said, _ = run('calibrate', moe, text, calibration, '--tokens', 40)
+    assert said == f'wrote {calibration}: 40 tokens\n'
+    for path in (moe, text):
+        _, error = run('calibrate', moe, text, path, '--overwrite', code=1)
+        assert f'error: {path}: it is, holds or lies in the source' in error
+    assert 'top-2' in run('inspect', calibration)[0]
+    ways = {
+        ('--experts', 3, '--by', 'norm'):
+        '3 experts, top-2',
+        ('--dense', 'concat', '--keep', 2, '--by', 'load'):
+        'a dense model, ffn_hidden_size 192',
+    }
+    for way, made in ways.items():
+        said, _ = run(
+            'shrink',
+            moe,
+            out,
+            *way,
+            '--calibration',
+            calibration,
+            '--overwrite',
+        )
+        assert said == f'wrote {out}: {made}\n'
+        said, _ = run('verify', moe, out)
+        assert 'is what shrink makes of the mixture' in said
+    assert 'ffn 192' in run('inspect', out)[0]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from foundry_upcycle.cli import (
     expert_shares,
     flops,
     gauntlet,
+    shrinking,
     study,
 )
 from foundry_upcycle.cli.command import App
@@ -26,6 +27,7 @@ app = App(
     rich_markup_mode=None,
 )
 app.add_typer(checkpoints.app)
+app.add_typer(shrinking.app)
 app.command()(advise.advise)
 app.command()(expert_shares.expert_shares)
 app.command()(flops.flops)

@@ -1,30 +1,25 @@
 """Commands on checkpoints."""
 
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from foundry_upcycle.cli.command import App, numbers
 from foundry_upcycle.cli.errors import errors_in_one_line
+from foundry_upcycle.cli.options import (
+    AllowOverflow,
+    DTypeName,
+    NoTokenizer,
+    Overwrite,
+    Tokenizer,
+    dtype_of,
+)
 from foundry_upcycle.config import FileFormat, UpcyclingConfig
 
 __all__ = ['app']
 
 app = App()
 
-_DTypeName = Literal['float32', 'bfloat16', 'float16']
-
-_Overwrite = Annotated[
-    bool,
-    typer.Option('--overwrite', help='Replace OUT if it exists.'),
-]
-_AllowOverflow = Annotated[
-    bool,
-    typer.Option(
-        '--allow-overflow',
-        help='Let weights that are too large for --dtype become infinite.',
-    ),
-]
 _Like = Annotated[
     Optional[str],
     typer.Option(
@@ -34,23 +29,6 @@ _Like = Annotated[
         "wrote. By default, the checkpoint's own tokenizer.",
     ),
 ]
-_Tokenizer = Annotated[
-    Optional[str],
-    typer.Option(
-        metavar='FOLDER',
-        help='Hugging Face folder to take tokenizer and generation config '
-        'from instead.',
-    ),
-]
-_NoTokenizer = Annotated[
-    bool,
-    typer.Option('--no-tokenizer', help='Write no tokenizer.'),
-]
-
-
-def _dtype(name: Optional[str]) -> Any:
-    import torch
-    return None if name is None else getattr(torch, name)
 
 
 def _layers(text: Optional[str]) -> Optional[list[int]]:
@@ -90,18 +68,18 @@ def import_hf(
         .Argument(help='Folder to make: checkpoint.pt, model.yaml and hf.', ),
     ],
     dtype: Annotated[
-        _DTypeName,
+        DTypeName,
         typer.Option(help='Of all weights.'),
     ] = 'float32',
-    allow_overflow: _AllowOverflow = False,
+    allow_overflow: AllowOverflow = False,
     max_seq_len: Annotated[
         Optional[int],
         typer
         .Option(help="Of model.yaml; by default the model's, at most 4096.", ),
     ] = None,
-    tokenizer: _Tokenizer = None,
-    no_tokenizer: _NoTokenizer = False,
-    overwrite: _Overwrite = False,
+    tokenizer: Tokenizer = None,
+    no_tokenizer: NoTokenizer = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turns a Hugging Face model into a Composer checkpoint of the same MPT.
 
@@ -112,7 +90,7 @@ def import_hf(
         length, longest = module.import_hf(
             source,
             out,
-            _dtype(dtype),
+            dtype_of(dtype),
             overwrite,
             allow_overflow,
             tokenizer,
@@ -173,14 +151,14 @@ def convert(
         ),
     ] = 'pt',
     dtype: Annotated[
-        Optional[_DTypeName],
+        Optional[DTypeName],
         typer.Option(help="Of all weights; the source's by default."),
     ] = None,
     like: _Like = None,
-    allow_overflow: _AllowOverflow = False,
-    tokenizer: _Tokenizer = None,
-    no_tokenizer: _NoTokenizer = False,
-    overwrite: _Overwrite = False,
+    allow_overflow: AllowOverflow = False,
+    tokenizer: Tokenizer = None,
+    no_tokenizer: NoTokenizer = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turns a dense checkpoint into a mixture of experts.
 
@@ -201,7 +179,7 @@ def convert(
             file_format,
             moe_num_experts=experts,
             moe_top_k=top_k,
-            dtype=_dtype(dtype),
+            dtype=dtype_of(dtype),
             like=like,
             overwrite=overwrite,
             moe_layers=_layers(layers),
@@ -224,13 +202,13 @@ def export_hf(
     out: Annotated[str, typer.Argument(help='Folder to make.')],
     like: _Like = None,
     dtype: Annotated[
-        Optional[_DTypeName],
+        Optional[DTypeName],
         typer.Option(help="Of all weights; the checkpoint's by default."),
     ] = None,
-    allow_overflow: _AllowOverflow = False,
-    tokenizer: _Tokenizer = None,
-    no_tokenizer: _NoTokenizer = False,
-    overwrite: _Overwrite = False,
+    allow_overflow: AllowOverflow = False,
+    tokenizer: Tokenizer = None,
+    no_tokenizer: NoTokenizer = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Makes a Hugging Face folder that transformers and vLLM load.
 
@@ -247,7 +225,7 @@ def export_hf(
             source,
             out,
             like,
-            _dtype(dtype),
+            dtype_of(dtype),
             overwrite,
             allow_overflow,
             tokenizer,

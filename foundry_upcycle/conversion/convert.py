@@ -10,7 +10,6 @@ from foundry_upcycle.checkpoints.base import (
     flatten,
     nest,
 )
-from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.empty import parameter_shapes
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
@@ -21,18 +20,14 @@ from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.plan import refuse_mixture
 from foundry_upcycle.checkpoints.settings import config_of, require_mpt
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
-from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
-from foundry_upcycle.checkpoints.writers.sharded import write_sharded
 from foundry_upcycle.config import (
     FileFormat,
     UpcyclingConfig,
     partial_moe_layers,
 )
-from foundry_upcycle.conversion.companions import choose_companions
-from foundry_upcycle.conversion.export_hf import huggingface_writer
 from foundry_upcycle.conversion.manifest import Provenance
-from foundry_upcycle.conversion.save import Writer, n_bytes, save
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.conversion.save_view import save_view
+from foundry_upcycle.errors import CheckpointError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 
 __all__ = ['as_mixture', 'convert']
@@ -110,60 +105,19 @@ def convert(
         settings,
         dense.files,
     )
-    if file_format == 'safetensors':
-        if like is None and is_huggingface_folder(config.source_path):
-            like = config.source_path
-        write = huggingface_writer(
-            mixture,
-            like,
-            dtype,
-            tokenizer,
-            with_tokenizer,
-        )
-    else:
-        _refuse_like(file_format, like)
-        companions = choose_companions(
-            mixture,
-            None,
-            tokenizer,
-            with_tokenizer,
-        )
-        write = _composer_writer(mixture, companions, file_format, dtype)
-    save(
-        out,
-        write,
-        n_bytes(mixture, dtype),
-        provenance,
-        overwrite,
-        is_file=file_format == 'pt',
-    )
-    dense.narrowing.warn_of_zeros()
-
-
-def _refuse_like(file_format: FileFormat, like: Optional[str]) -> None:
-    if like is not None:
-        raise ConfigError(
-            'like',
-            like,
-            f'a {file_format} output is no Hugging Face folder.',
-            'choose the format safetensors; for its tokenizer alone, give the '
-            'folder as --tokenizer.',
-        )
-
-
-def _composer_writer(
-    mixture: Checkpoint,
-    companions: Companions,
-    file_format: FileFormat,
-    dtype: Optional[torch.dtype],
-) -> Writer:
-    write = write_sharded if file_format == 'dcp' else write_monolithic
-    return lambda path, progress: write(
+    is_folder = is_huggingface_folder(config.source_path)
+    if file_format == 'safetensors' and like is None and is_folder:
+        like = config.source_path
+    save_view(
         mixture,
-        path,
+        out,
+        file_format,
+        provenance,
         dtype,
-        progress,
-        companions,
+        like,
+        overwrite,
+        tokenizer,
+        with_tokenizer,
     )
 
 

@@ -1,6 +1,7 @@
 """What a checkpoint is, in a few lines."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from foundry_upcycle.checkpoints.huggingface.reader import (
 from foundry_upcycle.checkpoints.names import parse_router_name
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.settings import require_mpt
+from foundry_upcycle.conversion.calibration import Calibration, is_calibration
 from foundry_upcycle.conversion.manifest import (
     chain_of_manifests,
     find_manifest,
@@ -29,6 +31,8 @@ def describe(path: str) -> list[tuple[str, str]]:
         CheckpointError: It can't be read.
         ConfigError: MPT can't express the Hugging Face model.
     """
+    if is_calibration(path):
+        return Calibration.read(path).describe(path)
     checkpoint = open_checkpoint(path)
     dtypes = {dtype_name(info.dtype) for info in checkpoint.tensors.values()}
     total = sum(_numel(info.shape) for info in checkpoint.tensors.values())
@@ -102,11 +106,17 @@ def _shape(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     ]
 
 
+def _short(value: Any) -> Any:
+    # Of each layer, what shrink kept.
+    return '...' if isinstance(value, dict) and len(value) > 1 else value
+
+
 def _origins(path: str) -> list[tuple[str, str]]:
     facts = []
     for manifest in chain_of_manifests(path):
         settings = ', '.join(
-            f'{key}={value}' for key, value in manifest['settings'].items()
+            f'{key}={_short(value)}'
+            for key, value in manifest['settings'].items()
         )
         source = manifest['source']
         facts += [

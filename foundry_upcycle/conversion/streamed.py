@@ -1,4 +1,4 @@
-"""Logits of a checkpoint of any size: one block in memory at a time."""
+"""Runs a checkpoint of any size: one block in memory at a time."""
 
 from typing import Any, Callable, Mapping
 
@@ -7,8 +7,9 @@ from llmfoundry.models.mpt import MPTForCausalLM
 
 from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.empty import empty_model
+from foundry_upcycle.models.upcycled_mpt import UpcycledMPTForCausalLM
 
-__all__ = ['streamed_logits']
+__all__ = ['streamed_logits', 'streamed_model']
 
 
 @torch.inference_mode()
@@ -17,16 +18,29 @@ def streamed_logits(
     input_ids_BT: torch.Tensor,
     stored_as: Mapping[str, torch.dtype] = {},  # noqa: B006
 ) -> torch.Tensor:
-    """Runs a model block by block, as its weights are read.
+    """Runs a model once.
 
     Args:
-        checkpoint: A dense or upcycled MPT, with its config.
+        checkpoint: See ``streamed_model``.
         input_ids_BT: Token ids, (B, T).
-        stored_as: Rounds these tensors, by name, to a dtype first. The
-            arithmetic is in float32.
+        stored_as: See ``streamed_model``.
 
     Returns:
         Logits (B, T, V) in float32.
+    """
+    return streamed_model(checkpoint, stored_as)(input_ids_BT).logits
+
+
+def streamed_model(
+    checkpoint: Checkpoint,
+    stored_as: Mapping[str, torch.dtype] = {},  # noqa: B006
+) -> UpcycledMPTForCausalLM:
+    """A model that reads the weights of each block when that runs.
+
+    Args:
+        checkpoint: A dense or upcycled MPT, with its config.
+        stored_as: Rounds these tensors, by name, to a dtype first. The
+            arithmetic is in float32.
     """
     model = empty_model(checkpoint.model_config).eval()
     for name, module in _units(model):
@@ -34,7 +48,7 @@ def streamed_logits(
         # A tied embedding is needed again at the end.
         if model.lm_head is not None or module is not model.transformer.wte:
             module.register_forward_hook(unload)
-    return model(input_ids_BT).logits
+    return model
 
 
 def _units(model: MPTForCausalLM) -> list[tuple[str, torch.nn.Module]]:

@@ -1,8 +1,8 @@
-"""Is a mixture of experts the dense model it came from? If not, where not?"""
+"""Is a mixture the dense model it came from, or what shrink made of another?"""
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 import torch
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from foundry_upcycle.conversion.manifest import (
     find_manifest,
     hash_files,
 )
+from foundry_upcycle.conversion.shrink import shrunk_again
 from foundry_upcycle.conversion.streamed import streamed_logits
 from foundry_upcycle.errors import CheckpointError, ConfigError
 
@@ -41,17 +42,19 @@ class Verification:
     Attributes:
         tensors: Number of tensors compared.
         differing: Largest absolute difference of each tensor that is not what
-            upcycling makes of the dense model, by name.
+            is made of the source, by name.
         routers: Whether routers were compared as well (their seed is known).
         config: A setting that makes them different functions, in words.
-        provenance: Whether the manifest names this very dense checkpoint;
-            None where there is no manifest. Does not decide.
+        provenance: Whether the manifest names this very source; None where
+            there is no manifest. Does not decide.
         no_manifest: Why there is none.
         logits: Largest absolute difference of the logits on the sample.
         tolerance: The largest that passes.
+        is_shrunk: Whether the source is a mixture that was shrunk.
     """
     tensors: int
     tolerance: float
+    is_shrunk: bool = False
     routers: bool = False
     differing: dict[str, float] = field(default_factory=dict)
     config: Optional[str] = None
@@ -68,9 +71,10 @@ class Verification:
 
     def lines(self) -> list[str]:
         """The findings, in words."""
+        kind = 'mixture' if self.is_shrunk else 'dense model'
         provenance = {
-            True: 'names these very files of the dense model',
-            False: 'names other files of a dense model',
+            True: f'names these very files of the {kind}',
+            False: f'names other files of a {kind}',
             None: self.no_manifest,
         }
         routers = 'with' if self.routers else 'without'
@@ -89,7 +93,10 @@ class Verification:
             f'{self.tolerance:g} allowed',
         )
         verdict = 'is' if self.passed else 'is NOT'
-        lines.append(f'The mixture {verdict} the dense model.')
+        lines.append(
+            f'The model {verdict} what shrink makes of the mixture.'
+            if self.is_shrunk else f'The mixture {verdict} the dense model.',
+        )
         return lines
 
 
@@ -105,11 +112,13 @@ def verify(
     Tensor by tensor with what upcycling makes of the dense checkpoint, in the
     precision in which the mixture is stored; then the logits of both on a
     sample, computed in float32 from weights of that precision, one block in
-    memory at a time.
+    memory at a time. Or what ``shrink`` made with what it makes of the mixture
+    that it was made of.
 
     Args:
-        dense: Path of the dense checkpoint, in any format.
-        mixture: Path of the mixture, in any format.
+        dense: Path of the dense checkpoint, in any format; or of the mixture
+            that was shrunk.
+        mixture: Path of the mixture, in any format; or of what it shrank to.
         n_tokens: Length of the sample, of random tokens.
         seed: Of the sample.
         tolerance: Largest difference of logits that passes.
@@ -118,29 +127,29 @@ def verify(
         CheckpointError: One can't be read, or they can't be compared.
     """
     source, target = open_checkpoint(dense), open_checkpoint(mixture)
-    _check_comparable(source, target)
     settings = _settings(mixture)
-    expected = UpcycledCheckpoint(
-        source,
-        {
-            name: info.shape
-            for name, info in target.tensors.items()
-        },
-        UpcyclingConfig(
-            dense,
-            **{key: settings[key]
-               for key in _SETTINGS
-               if key in settings},
-        ),
-    )
-    names = [
-        name for name in target.tensors
-        if settings or parse_router_name(name) is None
-    ]
+    is_shrunk = 'kept' in settings and is_mixture(source.tensors)
+    if is_shrunk:
+        require_mpt(target)
+        expected = shrunk_again(source, mixture, settings)
+        stored_as = {n: i.dtype for n, i in target.tensors.items()}
+        reference, names = expected, [*target.tensors]
+        _check_names(expected, target)
+    else:
+        _check_comparable(source, target)
+        # Of experts that shrink left, the routers are not those of a seed.
+        settings = {} if 'kept' in settings else settings
+        expected = _upcycled(source, target, settings)
+        reference, stored_as = source, _dtypes(source, target)
+        names = [
+            name for name in target.tensors
+            if settings or parse_router_name(name) is None
+        ]
     differences = {
         name: _difference(expected, target, name)
         for name in tqdm(names, desc='verify', unit='tensor', delay=1)
     }
+    logits = _logits_difference(reference, target, stored_as, n_tokens, seed)
     verification = Verification(
         tensors=len(names),
         routers=bool(settings),
@@ -152,12 +161,33 @@ def verify(
         config=_config_difference(source, target),
         provenance=_provenance(source, mixture),
         no_manifest=find_manifest(mixture)[1],
-        logits=_logits_difference(source, target, n_tokens, seed),
+        logits=logits,
         tolerance=tolerance,
+        is_shrunk=is_shrunk,
     )
     for checkpoint in (source, target):
         checkpoint.files.check()
     return verification
+
+
+def _upcycled(
+    source: Checkpoint,
+    target: Checkpoint,
+    settings: Mapping[str, Any],
+) -> Checkpoint:
+    return UpcycledCheckpoint(
+        source,
+        {
+            name: info.shape
+            for name, info in target.tensors.items()
+        },
+        UpcyclingConfig(
+            source.path,
+            **{key: settings[key]
+               for key in _SETTINGS
+               if key in settings},
+        ),
+    )
 
 
 def _check_comparable(source: Checkpoint, target: Checkpoint) -> None:
@@ -171,16 +201,32 @@ def _check_comparable(source: Checkpoint, target: Checkpoint) -> None:
         require_mpt(checkpoint)
 
 
+def _check_names(expected: Checkpoint, target: Checkpoint) -> None:
+    for name in (*expected.tensors, *target.tensors):
+        shapes = [
+            checkpoint.tensors[name].shape
+            if name in checkpoint.tensors else None
+            for checkpoint in (expected, target)
+        ]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                target.path,
+                f'{name} has shape {shapes[1]}, and shrink makes one of '
+                f'{shapes[0]} (None: no such tensor).',
+                'name the mixture first that it was made of.',
+            )
+
+
 def _settings(mixture: str) -> dict[str, Any]:
-    """What it was upcycled with; empty where that is not known."""
+    """What it was made with last; empty where that is not known."""
     for manifest in chain_of_manifests(mixture):
-        if manifest['command'] == 'convert':
+        if manifest['command'] in ('convert', 'shrink'):
             return manifest['settings']
     return {}
 
 
 def _provenance(dense: StoredCheckpoint, mixture: str) -> Optional[bool]:
-    """Whether the manifests name the dense checkpoint's very files."""
+    """Whether the manifests name the source's very files."""
     sources = [
         set(manifest['source']['sha256'].values())
         for manifest in chain_of_manifests(mixture)
@@ -238,8 +284,9 @@ def _dtypes(source: Checkpoint, target: Checkpoint) -> dict[str, torch.dtype]:
 
 
 def _logits_difference(
-    source: Checkpoint,
+    reference: Checkpoint,
     target: Checkpoint,
+    stored_as: Mapping[str, torch.dtype],
     n_tokens: int,
     seed: int,
 ) -> float:
@@ -251,6 +298,6 @@ def _logits_difference(
         (1, n_tokens),
         generator=generator,
     )
-    dense_BTV = streamed_logits(source, input_ids_BT, _dtypes(source, target))
-    mixture_BTV = streamed_logits(target, input_ids_BT)
-    return (dense_BTV - mixture_BTV).abs().max().item()
+    expected_BTV = streamed_logits(reference, input_ids_BT, stored_as)
+    found_BTV = streamed_logits(target, input_ids_BT)
+    return (expected_BTV - found_BTV).abs().max().item()
