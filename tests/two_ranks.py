@@ -20,10 +20,17 @@ def run_on_two_ranks(*command: Any, cwd: Optional[Path] = None) -> None:
         cwd=cwd,
         env={
             **os.environ,
-            'FSDP_VERSION': '2',
-            'OMP_NUM_THREADS': '1',
-            'PATH': f'{folder}:{os.environ["PATH"]}',
-            'PYTHONPATH': str(Path(__file__).parent),
+            'FSDP_VERSION':
+            '2',
+            'OMP_NUM_THREADS':
+            '1',
+            'PATH':
+            f'{folder}:{os.environ["PATH"]}',
+            'PYTHONPATH':
+            os.pathsep.join([
+                str(Path(__file__).parent),
+                os.environ.get('PYTHONPATH', ''),
+            ]),
         },
         capture_output=True,
         text=True,

@@ -25,6 +25,7 @@ from foundry_upcycle.checkpoints.writers.parameters import fill_parameters
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.models.upcycled_mpt import ComposerUpcycledMPT
+from foundry_upcycle.planning.top_k import read_top_k
 from foundry_upcycle.recipes import get_recipe
 
 __all__ = ['SparseUpcycling']
@@ -224,7 +225,7 @@ def _warn_if_inexact(ffn_config: Mapping[str, Any]) -> None:
             UpcyclingWarning,
             stacklevel=2,
         )
-    elif ffn_config.get('moe_top_k') == 1:
+    elif _top_k(ffn_config) == 1:
         warnings.warn(
             'model.ffn_config.moe_top_k=1: the one combine weight of a token '
             'is always 1, as training must start from the function of the '
@@ -233,6 +234,13 @@ def _warn_if_inexact(ffn_config: Mapping[str, Any]) -> None:
             UpcyclingWarning,
             stacklevel=2,
         )
+
+
+def _top_k(ffn_config: Mapping[str, Any]) -> Any:
+    value = ffn_config.get('moe_top_k')
+    if isinstance(value, Mapping):
+        return read_top_k(value, ffn_config.get('moe_num_experts', 8)).largest
+    return value
 
 
 def _peak_memory_bytes() -> int:

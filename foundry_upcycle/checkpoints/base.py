@@ -26,6 +26,9 @@ __all__ = [
     'nest',
 ]
 
+# Below ``ffn_config``: a number, or a mapping that is one value.
+_TOP_K = 'moe_top_k'
+
 # Where Composer keeps tokenizer and config of a Hugging Face model.
 HUGGINGFACE_KEY = 'state.integrations.huggingface'
 CONFIG_KEY = f'{HUGGINGFACE_KEY}.model.config.content'
@@ -154,10 +157,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Leaves of nested mappings, their keys joined by dots."""
+    """Leaves of nested mappings, their keys joined by dots.
+
+    ``moe_top_k`` is a leaf, as keys such as 0.7dur have dots.
+    """
     leaves = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and key != _TOP_K:
             leaves.update(flatten(value, f'{prefix}{key}.'))
         else:
             leaves[f'{prefix}{key}'] = value
@@ -167,17 +173,29 @@ def flatten(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 def flatten_config(path: str, config: Any) -> dict[str, Any]:
     """``flatten`` of the config that a file holds.
 
+    Sharded checkpoints hold it flat.
+
     Raises:
         CheckpointError: It is none.
     """
     try:
-        return flatten(config)
+        return _with_whole_top_k(flatten(config))
     except (AttributeError, RecursionError) as error:
         raise CheckpointError(
             path,
             f'its model config is damaged ({error}).',
             'copy it again, or save the checkpoint again.',
         ) from error
+
+
+def _with_whole_top_k(leaves: dict[str, Any]) -> dict[str, Any]:
+    key = f'ffn_config.{_TOP_K}'
+    parts = [name for name in leaves if name.startswith(f'{key}.')]
+    for name in parts:
+        kind, _, inner = name.removeprefix(f'{key}.').partition('.')
+        whole = leaves.setdefault(key, {})
+        whole.setdefault(kind, {})[inner] = leaves.pop(name)
+    return leaves
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, Mapping, Sequence
 from foundry_upcycle.checkpoints.base import Checkpoint, nest
 from foundry_upcycle.checkpoints.settings import complete, config_of
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
+from foundry_upcycle.planning.top_k import read_top_k
 
 __all__ = ['check_same_function', 'check_same_model']
 
@@ -87,8 +88,9 @@ def check_same_model(
 ) -> None:
     """Checks that a checkpoint is of the model that is to load it.
 
-    A checkpoint without a config is warned of, and passes; so is another number
-    of experts a token, which may be what is to be evaluated.
+    A checkpoint without a config is warned of, and passes; so is a number of
+    experts a token that it was not trained with, which may be what is to be
+    evaluated.
 
     Args:
         checkpoint: What is to be loaded.
@@ -100,15 +102,28 @@ def check_same_model(
     """
     names = _MODEL_SETTINGS + _FUNCTION_SETTINGS
     _check_settings(checkpoint, config, names, key)
-    trained = complete(nest(checkpoint.model_config)).get(_TOP_K)
-    top_k = complete(config).get(_TOP_K)
-    if checkpoint.model_config and top_k != trained:
+    saved, target = complete(nest(checkpoint.model_config)), complete(config)
+    trained, top_k = saved.get(_TOP_K), target.get(_TOP_K)
+    if checkpoint.model_config and not _is_trained_with(saved, target):
         warnings.warn(
             f'{key}.{_TOP_K}={top_k!r}: {checkpoint.path} was trained with '
             f'{trained!r}. Fix: set it to {trained!r}, unless this is meant.',
             UpcyclingWarning,
             stacklevel=2,
         )
+
+
+def _is_trained_with(
+    saved: Mapping[str, Any],
+    target: Mapping[str, Any],
+) -> bool:
+    if saved.get(_TOP_K) is None or target.get(_TOP_K) is None:
+        return saved.get(_TOP_K) == target.get(_TOP_K)
+    trained, found = (
+        read_top_k(settings[_TOP_K], settings['ffn_config.moe_num_experts'])
+        for settings in (saved, target)
+    )
+    return found == trained or {*found.values} < {*trained.values}
 
 
 def _check_settings(

@@ -200,6 +200,13 @@ def export_hf(
         ),
     ],
     out: Annotated[str, typer.Argument(help='Folder to make.')],
+    top_k: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Experts that a token goes to; the checkpoint's by default, "
+            'the most of them where they varied in training.',
+        ),
+    ] = None,
     like: _Like = None,
     dtype: Annotated[
         Optional[DTypeName],
@@ -230,6 +237,7 @@ def export_hf(
             allow_overflow,
             tokenizer,
             not no_tokenizer,
+            top_k,
         )
         typer.echo(f'wrote {out}')
 

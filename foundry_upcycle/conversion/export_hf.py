@@ -32,6 +32,7 @@ def export_hf(
     allow_overflow: bool = False,
     tokenizer: Optional[str] = None,
     with_tokenizer: bool = True,
+    top_k: Optional[int] = None,
 ) -> None:
     """Writes a folder that transformers and vLLM load.
 
@@ -50,6 +51,8 @@ def export_hf(
         tokenizer: A Hugging Face folder to take tokenizer and generation
             config from instead.
         with_tokenizer: Whether a tokenizer is written.
+        top_k: Experts a token goes to; None keeps the checkpoint's, of one
+            that varied in training the largest.
 
     Raises:
         CheckpointError: The source can't be read, ``out`` not be written, or
@@ -65,12 +68,14 @@ def export_hf(
         dtype,
         tokenizer,
         with_tokenizer,
+        top_k,
     )
     settings = {
         'dtype': dtype and dtype_name(dtype),
         'like': like,
         'tokenizer': tokenizer if with_tokenizer else False,
         'allow_overflow': allow_overflow,
+        'top_k': top_k,
     }
     provenance = Provenance('export-hf', source, settings, checkpoint.files)
     save(out, writer, n_bytes(checkpoint, dtype), provenance, overwrite)
@@ -83,6 +88,7 @@ def huggingface_writer(
     dtype: Optional[torch.dtype],
     tokenizer: Optional[str] = None,
     with_tokenizer: bool = True,
+    top_k: Optional[int] = None,
 ) -> Writer:
     """What writes ``checkpoint`` as a Hugging Face folder.
 
@@ -94,7 +100,7 @@ def huggingface_writer(
     is_dense = not is_mixture(checkpoint.tensors)
     model_type = likes.get('model_type') if is_dense else None
     model_type = None if model_type == MPT else model_type
-    view = ExportedCheckpoint(checkpoint, model_type, likes)
+    view = ExportedCheckpoint(checkpoint, model_type, likes, top_k)
     companions = choose_companions(checkpoint, like, tokenizer, with_tokenizer)
     config: dict[str, Any] = dict(view.config)
     config.update(companions.token_ids(config['vocab_size']))

@@ -1,7 +1,7 @@
 """What a checkpoint is, in a few lines."""
 
 import os
-from typing import Any
+from typing import Any, Mapping
 
 import torch
 
@@ -20,6 +20,7 @@ from foundry_upcycle.conversion.manifest import (
     find_manifest,
 )
 from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.planning.top_k import read_top_k
 
 __all__ = ['describe']
 
@@ -72,12 +73,15 @@ def _model(checkpoint: Checkpoint) -> str:
     ]
     if not routers:
         return 'dense'
+    E = routers[0][0]
     top_k = checkpoint.model_config.get('ffn_config.moe_top_k', '?')
+    if isinstance(top_k, Mapping):
+        top_k = read_top_k(top_k, E)
     n_layers = checkpoint.model_config.get('n_layers', len(routers))
     of_all = f' of {n_layers}' if n_layers != len(routers) else ''
     return (
-        f'mixture of experts: {routers[0][0]} experts, top-{top_k}, in '
-        f'{len(routers)}{of_all} layers'
+        f'mixture of experts: {E} experts, top-{top_k}, in {len(routers)}'
+        f'{of_all} layers'
     )
 
 

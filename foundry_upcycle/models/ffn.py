@@ -14,6 +14,7 @@ from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.experts import BACKENDS, MLP_TYPES, Experts
 from foundry_upcycle.models.grouped import GROUPED_MM, ROW_MULTIPLE, is_aligned
 from foundry_upcycle.models.router import Router, RouterOutput
+from foundry_upcycle.planning.top_k import TopK, read_top_k
 
 __all__ = ['UpcycledDMoE', 'build_upcycled_dmoe']
 
@@ -33,9 +34,9 @@ class UpcycledDMoE(nn.Module):
         d_model: Size D of a token.
         ffn_hidden_size: Hidden size F of one expert.
         moe_num_experts: Number of experts E.
-        moe_top_k: Experts a token goes to, K. No parameter depends on it: a
-            checkpoint may be evaluated with another K than it was trained
-            with.
+        top_k: Experts a token goes to, K, by batch where it varies. No
+            parameter depends on it: a checkpoint may be evaluated with another
+            K than it was trained with.
         mlp_type: ``glu`` or ``mlp``.
         activation_fn: Elementwise activation of the experts.
         moe_normalize_expert_weights: See ``Router``. With 1, a model whose
@@ -55,7 +56,7 @@ class UpcycledDMoE(nn.Module):
         d_model: int,
         ffn_hidden_size: int,
         moe_num_experts: int,
-        moe_top_k: int,
+        top_k: TopK,
         mlp_type: str,
         activation_fn: Callable[[torch.Tensor], torch.Tensor],
         moe_normalize_expert_weights: Optional[Union[int, float]] = 1,
@@ -68,10 +69,12 @@ class UpcycledDMoE(nn.Module):
         super().__init__()
         self.moe_loss_weight = moe_loss_weight
         self.moe_zloss_weight = moe_zloss_weight
+        self.top_k = top_k
         self.router = Router(
             d_model=d_model,
             moe_num_experts=moe_num_experts,
-            moe_top_k=moe_top_k,
+            moe_top_k=top_k.largest,
+            varies=top_k.varies,
             moe_normalize_expert_weights=moe_normalize_expert_weights,
             moe_jitter_eps=moe_jitter_eps,
             device=device,
@@ -125,7 +128,7 @@ def build_upcycled_dmoe(
     device: Optional[str] = None,
     bias: bool = True,
     moe_num_experts: int = 8,
-    moe_top_k: int = 2,
+    moe_top_k: Union[int, Mapping[str, Any]] = 2,
     mlp_type: str = 'glu',
     moe_normalize_expert_weights: Optional[Union[int, float]] = 1,
     moe_jitter_eps: Optional[float] = None,
@@ -148,7 +151,11 @@ def build_upcycled_dmoe(
         bias: Foundry passes ``not no_bias`` to every FFN; the experts hold no
             biases whatever it says, as those of ``torch_dmoe``.
         moe_num_experts: Number of experts E.
-        moe_top_k: Experts a token goes to.
+        moe_top_k: Experts a token goes to: a number; or one for each batch of
+            a training, drawn (``{sample: {1: 0.5, 2: 0.5}}``, probabilities)
+            or by schedule (``{until: {0.7dur: 2, 1dur: 1}}``), for
+            ``upcycled_mpt`` in Composer's Trainer. All else uses the largest.
+            See ``planning/top_k.py``.
         mlp_type: ``glu`` (upcycles ``mptglu``) or ``mlp`` (``mptmlp``).
         moe_normalize_expert_weights: See ``Router``.
         moe_jitter_eps: See ``Router``.
@@ -200,19 +207,14 @@ def build_upcycled_dmoe(
         order is None or (is_number(order) and order > 0),
         'null, or a number above 0',
     )
-    E, K = moe_num_experts, moe_top_k
+    E = moe_num_experts
     _check(
         'moe_num_experts',
         E,
         is_whole(E) and 1 <= E <= _MAX_EXPERTS,
         f'a number from 1 to {_MAX_EXPERTS}',
     )
-    _check(
-        'moe_top_k',
-        K,
-        is_whole(K) and 1 <= K <= E,
-        f'a number from 1 to moe_num_experts={E}',
-    )
+    top_k = read_top_k(moe_top_k, E)
     for key, weight in (
         ('moe_loss_weight', moe_loss_weight),
         ('moe_zloss_weight', moe_zloss_weight),
@@ -233,7 +235,7 @@ def build_upcycled_dmoe(
         d_model=d_model,
         ffn_hidden_size=F,
         moe_num_experts=moe_num_experts,
-        moe_top_k=moe_top_k,
+        top_k=top_k,
         mlp_type=mlp_type,
         activation_fn=_activation(ffn_act_fn),
         moe_normalize_expert_weights=moe_normalize_expert_weights,

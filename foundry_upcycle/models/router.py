@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.planning.top_k import TOP_K_KEY
+
 __all__ = ['Router', 'RouterOutput']
 
 
@@ -42,6 +45,8 @@ class Router(nn.Module):
         d_model: Size D of a token.
         moe_num_experts: Number of experts E.
         moe_top_k: Experts a token goes to, K.
+        varies: Whether K is another one while training: that of the batch,
+            which the model sets as ``training_top_k``.
         moe_normalize_expert_weights: Order p of the norm that divides the K
             combine weights of a token (1: they sum to 1), or None to leave
             the softmax probabilities as they are.
@@ -49,6 +54,9 @@ class Router(nn.Module):
             from [1 - eps, 1 + eps] before they are scored (Switch
             Transformer, arXiv 2101.03961, section 2.2). None: no noise.
         device: Where the weight lives.
+
+    Raises:
+        ConfigError: It is trained, K varies, and nothing has set it.
     """
 
     def __init__(
@@ -59,10 +67,12 @@ class Router(nn.Module):
         moe_normalize_expert_weights: Optional[Union[int, float]] = 1,
         moe_jitter_eps: Optional[float] = None,
         device: Optional[str] = None,
+        varies: bool = False,
     ):
         super().__init__()
         self.moe_num_experts = moe_num_experts
         self.moe_top_k = moe_top_k
+        self.training_top_k = None if varies else moe_top_k
         self.moe_normalize_expert_weights = moe_normalize_expert_weights
         self.moe_jitter_eps = moe_jitter_eps
         self.layer = nn.Linear(
@@ -75,7 +85,7 @@ class Router(nn.Module):
     def forward(self, x_TD: torch.Tensor) -> RouterOutput:
         logits_TE = self._logits(x_TD)
         scores_TE = logits_TE.softmax(dim=-1)
-        weights_TK, top_experts_TK = scores_TE.topk(self.moe_top_k, dim=-1)
+        weights_TK, top_experts_TK = scores_TE.topk(self._top_k(), dim=-1)
         if self.moe_normalize_expert_weights:
             weights_TK = weights_TK / torch.linalg.vector_norm(
                 weights_TK,
@@ -90,6 +100,19 @@ class Router(nn.Module):
             logits_TE=logits_TE,
             tokens_per_expert_E=self._count(top_experts_TK.flatten()),
         )
+
+    def _top_k(self) -> int:
+        if not self.training:
+            return self.moe_top_k
+        if self.training_top_k is None:
+            raise ConfigError(
+                TOP_K_KEY,
+                f'up to {self.moe_top_k}',
+                'it varies by batch, and nothing says of which batch this is.',
+                "set model.name: upcycled_mpt and train it with Composer's "
+                'Trainer, or write a whole number.',
+            )
+        return self.training_top_k
 
     def _count(self, experts_S: torch.Tensor) -> torch.Tensor:
         # On a GPU, bincount makes the host wait.

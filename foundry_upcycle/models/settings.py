@@ -11,6 +11,7 @@ from transformers.configuration_utils import PretrainedConfig
 from foundry_upcycle.config import partial_moe_layers
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
+from foundry_upcycle.planning.top_k import refuse_varying_top_k
 
 __all__ = ['MOE_FFN_TYPES', 'complete_settings', 'partial_layers']
 
@@ -71,6 +72,8 @@ def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             f'{ffn_type} is a mixture of experts in every block.',
             'set ffn_type: upcycled_dmoe, or remove moe_layers.',
         )
+    if ffn_type != 'upcycled_dmoe':
+        refuse_varying_top_k(ffn.get('moe_top_k'), ffn_type)
     if ffn_type == 'torch_dmoe':
         ffn = _complete_torch_dmoe(ffn)
     return {**settings, 'ffn_config': ffn}

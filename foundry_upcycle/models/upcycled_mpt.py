@@ -20,6 +20,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.models.batch_top_k import more_flops, set_batch_top_k
 from foundry_upcycle.models.ffn import UpcycledDMoE, build_upcycled_dmoe
 from foundry_upcycle.models.losses import (
     Losses,
@@ -28,6 +29,7 @@ from foundry_upcycle.models.losses import (
 )
 from foundry_upcycle.models.router import RouterOutput
 from foundry_upcycle.models.settings import complete_settings, partial_layers
+from foundry_upcycle.planning.top_k import read_top_k
 
 __all__ = [
     'ComposerUpcycledMPT',
@@ -40,7 +42,8 @@ def to_stock_config(config: MPTConfig) -> MPTConfig:
     """``config`` with ``torch_dmoe`` for ``upcycled_dmoe``.
 
     Stock Foundry computes the same function from the same parameters with it.
-    What only training uses (the auxiliary losses) is dropped.
+    What only training uses (the auxiliary losses) is dropped; of a
+    ``moe_top_k`` that varies the largest is kept.
 
     Raises:
         ConfigError: Only some blocks are mixtures: in stock Foundry all are.
@@ -68,6 +71,10 @@ def to_stock_config(config: MPTConfig) -> MPTConfig:
         'moe_normalize_expert_weights',
         'moe_jitter_eps',
     )
+    ffn['moe_top_k'] = read_top_k(
+        ffn['moe_top_k'],
+        ffn['moe_num_experts'],
+    ).largest
     config.ffn_config = {
         'ffn_type': 'torch_dmoe',
         'uniform_expert_assignment': False,
@@ -158,6 +165,10 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
     (from 0) that are mixtures; the others keep a dense ``mptglu`` or
     ``mptmlp`` of the same hidden size and activation, under MPT's names.
 
+    Where ``ffn_config.moe_top_k`` varies, each training batch's K follows from
+    its number and the run's seed, or from how much of the run is done, both
+    of which Composer's trainer keeps in its checkpoints.
+
     Experts hold no biases, whatever ``no_bias`` says of the rest.
 
     ``loss`` returns a dict: ``total`` (what is minimised), ``loss`` (cross
@@ -176,6 +187,8 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
         ]
         for layer in self.moe_layers:
             layer.losses_are_collected = True
+        if self.moe_layers and self.moe_layers[0].top_k.varies:
+            self.register_forward_pre_hook(set_batch_top_k)
         self._routings: list[RouterOutput] = []
         self._has_weights = False
         self.register_load_state_dict_post_hook(_mark_weights_loaded)
@@ -268,6 +281,8 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
     def n_active_params(self) -> int:
         """Parameters one token uses; the input embedding excluded if untied.
 
+        Where K varies in training, they are its mean's.
+
         Foundry's own count takes every expert as active unless MegaBlocks
         built it.
         """
@@ -283,8 +298,16 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
             module for name, module in self.named_modules()
             if name.endswith('.ffn.router')
         )
-        E, K = router.moe_num_experts, router.moe_top_k
-        return n_params - n_expert_params * (E - K) // E
+        layer = next(iter(self.moe_layers), None)
+        K = router.moe_top_k if layer is None else layer.top_k.mean
+        n_of_one = n_expert_params // router.moe_num_experts
+        return n_params - n_expert_params + round(n_of_one * K)
+
+    def flops_per_batch(self, batch: Mapping) -> int:
+        """Foundry's, with the K of the last training batch where it varies."""
+        flops = super().flops_per_batch(batch)
+        # 0 is what Foundry does not count.
+        return flops and flops + more_flops(self.moe_layers, batch)
 
 
 def _mark_weights_loaded(module: ComposerUpcycledMPT, keys: Any) -> None:

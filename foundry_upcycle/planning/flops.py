@@ -11,6 +11,7 @@ from typing import Any, Callable, Mapping
 
 from foundry_upcycle.config import is_number, is_whole, partial_moe_layers
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.planning.top_k import read_top_k, refuse_varying_top_k
 
 __all__ = ['MAX_SIZE', 'ModelShape', 'require_experts']
 
@@ -66,7 +67,6 @@ _ATTENTION: _Settings = {
 _FFN: _Settings = {
     'ffn_hidden_size': (None, 'size'),
     'moe_num_experts': (None, 'size'),
-    'moe_top_k': (None, 'size'),
 }
 # Far more than any model has: building them would take hours.
 _MAX_LAYERS = 10_000
@@ -115,7 +115,9 @@ class ModelShape:
             layer where it is dense.
         n_router_params: Parameters of one router, 0 in a dense model.
         n_experts: Experts E in a mixture, 1 in a dense model.
-        top_k: Experts K a token visits there, 1 in a dense model.
+        top_k: Experts K a token visits there, 1 in a dense model; the most of
+            them where K varies in training, as in evaluation.
+        mean_top_k: The mean of K in training, of which FLOPs are.
     """
 
     d_model: int
@@ -130,6 +132,7 @@ class ModelShape:
     n_router_params: int
     n_experts: int
     top_k: int
+    mean_top_k: float
 
     @classmethod
     def from_config(cls, model: Mapping[str, Any]) -> 'ModelShape':
@@ -189,6 +192,7 @@ class ModelShape:
             n_router_params=n_experts * self.d_model,
             n_experts=n_experts,
             top_k=top_k,
+            mean_top_k=top_k,
         )
 
     @property
@@ -200,13 +204,15 @@ class ModelShape:
     def n_active_params(self) -> int:
         """Parameters one token meets: K experts, and no lookup table.
 
+        Where K varies in training, they are its mean's.
+
         As Foundry counts, an untied input embedding is left out (a lookup has
         no multiplications) while a tied one stays as the output projection,
         and a learned position embedding stays too. Foundry counts every expert
         of ``torch_dmoe`` as active; here it is K of them.
         """
         lookup = 0 if self.tie_word_embeddings else self._n_embedding_params
-        return self._n_params(experts=self.top_k) - lookup
+        return self._n_params(experts=self.mean_top_k) - lookup
 
     def forward_flops_per_token(self, seq_len: int) -> int:
         """FLOPs of one forward pass, a token of a sequence of ``seq_len``.
@@ -238,17 +244,19 @@ class ModelShape:
     def _n_embedding_params(self) -> int:
         return self.vocab_size * self.d_model
 
-    def _n_params(self, experts: int) -> int:
+    def _n_params(self, experts: float) -> int:
         block = (
             self.n_attn_params + self.n_expert_params + 2 * self.n_norm_params
         )
-        # What a mixture has more than a dense block.
-        more = (experts - 1) * self.n_expert_params + self.n_router_params
+        # What mixtures have instead of one feed-forward layer each.
+        more = round(self.n_moe_layers * self.n_expert_params * experts)
+        more += self.n_moe_layers * (
+            self.n_router_params - self.n_expert_params
+        )
         embeddings = 1 if self.tie_word_embeddings else 2
         return (
             embeddings * self._n_embedding_params + self.n_position_params +
-            self.n_layers * block + self.n_moe_layers * more +
-            self.n_norm_params
+            self.n_layers * block + more + self.n_norm_params
         )
 
 
@@ -429,7 +437,7 @@ def _attention_params(
 def _ffn_sizes(
     sizes: Mapping[str, Any],
     ffn: Mapping[str, Any],
-) -> dict[str, int]:
+) -> dict[str, Any]:
     d_model, no_bias = sizes['d_model'], sizes['no_bias']
     of_ffn = _checked(ffn, 'model.ffn_config', _FFN)
     ffn_type = ffn.get('ffn_type', 'mptmlp')
@@ -465,6 +473,7 @@ def _ffn_sizes(
         'n_router_params': 0,
         'n_experts': 1,
         'top_k': 1,
+        'mean_top_k': 1,
     }
 
 
@@ -490,7 +499,7 @@ def _moe_sizes(
     ffn_type: str,
     d_model: int,
     hidden: int,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     keys = ('mlp_type', 'moe_num_experts', 'moe_top_k')
     defaults = _MOE_DEFAULTS[ffn_type]
     sizes: dict[str, Any] = {
@@ -511,16 +520,13 @@ def _moe_sizes(
         sizes['mlp_type'],
     )
     n_experts = sizes['moe_num_experts']
-    if sizes['moe_top_k'] > n_experts:
-        raise ConfigError(
-            'model.ffn_config.moe_top_k',
-            sizes['moe_top_k'],
-            f'there are {n_experts} experts.',
-            'lower it, or raise moe_num_experts.',
-        )
+    if ffn_type != 'upcycled_dmoe':
+        refuse_varying_top_k(sizes['moe_top_k'], ffn_type)
+    top_k = read_top_k(sizes['moe_top_k'], n_experts)
     return {
         'n_expert_params': n_matrices * d_model * hidden,
         'n_router_params': n_experts * d_model,
         'n_experts': n_experts,
-        'top_k': sizes['moe_top_k'],
+        'top_k': top_k.largest,
+        'mean_top_k': top_k.mean,
     }

@@ -87,7 +87,9 @@ def _arms(
     cpt = [name for name, run in runs.items() if not run.base.is_upcycling]
     moe = [
         name for name, run in runs.items() if run.base.is_upcycling
-        and Mixture(run.shape.n_experts, run.shape.top_k) == mixture
+        # One whose K varied is another.
+        and run.shape.mean_top_k == run.shape.top_k and
+        Mixture(run.shape.n_experts, run.shape.top_k) == mixture
     ]
     return {
         'cpt': next(iter(cpt), None),

@@ -1,4 +1,5 @@
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from foundry_upcycle.checkpoints.exactness import (
     check_same_model,
 )
 from foundry_upcycle.checkpoints.open import open_checkpoint
-from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.errors import ConfigError, UpcyclingWarning
+
+SAMPLE = {'sample': {1: 0.5, 2: 0.5}}
 
 
 class FakeReader(Checkpoint):
@@ -123,6 +126,38 @@ def test_megablocks_has_another_default_activation(dense, moe):
 def test_which_layers_are_experts_does_not_change_the_dense_function(dense):
     moe = tiny.build_moe({'moe_layers': [1]}).config.to_dict()
     check_same_function(FakeReader(dense), moe)
+
+
+@pytest.mark.parametrize(
+    'top_k,warns',
+    [
+        (SAMPLE, False),
+        # As a checkpoint's JSON has it.
+        ({
+            'sample': {
+                '2': 0.5,
+                '1': 0.5
+            }
+        }, False),
+        (1, False),
+        (2, False),
+        (3, True),
+        ({
+            'until': {
+                '0.5dur': 2,
+                '1dur': 3
+            }
+        }, True),
+    ],
+)
+def test_a_k_that_occurred_is_one_that_it_was_trained_with(moe, top_k, warns):
+    trained, evaluated = copy.deepcopy(moe), copy.deepcopy(moe)
+    trained['ffn_config']['moe_top_k'] = SAMPLE
+    evaluated['ffn_config']['moe_top_k'] = top_k
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always', UpcyclingWarning)
+        check_same_model(FakeReader(trained), evaluated, 'model')
+    assert ['moe_top_k=' in str(w.message) for w in caught] == [True] * warns
 
 
 def test_which_layers_are_experts_is_of_the_model(moe):

@@ -5,12 +5,14 @@ import pytest
 import tiny
 import tiny_hf
 import torch
+from llmfoundry.models.mpt import MPTForCausalLM
 from transformers import AutoTokenizer
 
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
 from foundry_upcycle.conversion.export_hf import export_hf
 from foundry_upcycle.conversion.import_hf import import_hf
+from foundry_upcycle.conversion.inspect import describe
 from foundry_upcycle.conversion.manifest import read_manifest
 from foundry_upcycle.conversion.verify import verify
 from foundry_upcycle.errors import (
@@ -43,6 +45,37 @@ def test_a_mixture_becomes_a_mixtral(moe, tmp_path):
         expected = model(batch).logits
         found = mixtral(batch['input_ids']).logits
     assert (found - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize('top_k,expected', [(None, 3), (1, 1)])
+def test_a_k_that_varied_becomes_one(tmp_path, top_k, expected):
+    ffn = {'moe_top_k': {'until': {'0.5dur': 3, '1dur': 1}}}
+    source = tiny.save_dense(tiny.build_moe(ffn), tmp_path / 'moe.pt')
+    export_hf(source, str(tmp_path / 'out'), top_k=top_k)
+    mixtral = tiny_hf.load(tmp_path / 'out')
+    assert mixtral.config.num_experts_per_tok == expected
+    assert read_manifest(tmp_path / 'out')['settings']['top_k'] == top_k
+    facts = dict(describe(source))
+    assert 'experts, top-3 until 0.5dur, then 1, in 3' in facts['model']
+    # Without the plugin, too.
+    tiny.build_moe(ffn).model.save_pretrained(tmp_path / 'stock')
+    stock = MPTForCausalLM.from_pretrained(tmp_path / 'stock')
+    assert stock.config.ffn_config['moe_top_k'] == 3
+
+
+@pytest.mark.parametrize(
+    'build,top_k,problem',
+    [
+        (tiny.build_moe, 9, 'the model has 8 experts'),
+        (tiny.build_moe, True, 'the model has 8 experts'),
+        (tiny.build_dense, 1, 'the model is dense'),
+    ],
+)
+def test_a_k_that_there_is_not(tmp_path, build, top_k, problem):
+    source = tiny.save_dense(build(), tmp_path / 'source.pt')
+    with pytest.raises(ConfigError, match=f'top_k={top_k}: {problem}'):
+        export_hf(source, str(tmp_path / 'out'), top_k=top_k)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_tokenizer_configs_and_token_ids_come_along(moe, tmp_path):

@@ -1,12 +1,14 @@
 """Two ranks equal one; sharded equals whole; resumed equals uninterrupted."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from composer import Callback
 from composer.loggers import InMemoryLogger
+from distributed.worker import SEED, VARYING
 from llmfoundry.models.mpt import MPTForCausalLM
 from llmfoundry.utils.builders import build_callback
 from two_ranks import run_on_two_ranks
@@ -15,6 +17,7 @@ from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
 from foundry_upcycle.conversion.export_hf import export_hf
+from foundry_upcycle.planning.top_k import read_top_k
 
 WORKER = Path(__file__).with_name('worker.py')
 
@@ -104,9 +107,8 @@ def test_sharded_source_holds_the_trained_dense_model(folder: Path):
     assert not torch.equal(up, untrained)
 
 
-@pytest.fixture(scope='module')
-def on_one_rank(folder: Path) -> tuple[dict, dict, dict]:
-    """Losses, weights and router metrics of one rank that sees what the two saw.
+def as_one_rank() -> dict[str, Any]:
+    """Settings with which one rank computes what two do.
 
     Rank r takes samples r, r + 2, ...; a microbatch takes the place of a
     rank, because the load-balancing loss is of a rank's or microbatch's own
@@ -117,15 +119,24 @@ def on_one_rank(folder: Path) -> tuple[dict, dict, dict]:
     for start in range(0, len(samples), 4):
         of_batch = samples[start:start + 4]
         ordered += of_batch[0::2] + of_batch[1::2]
+    return {
+        'samples': ordered,
+        'batch_size': 4,
+        'device_train_microbatch_size': 2,
+    }
+
+
+@pytest.fixture(scope='module')
+def on_one_rank(folder: Path) -> tuple[dict, dict, dict]:
+    """Losses, weights and router metrics of one rank that sees what the two saw.
+    """
     log = InMemoryLogger()
     trainer = upcycle_on_one_rank(
         folder / 'dense.pt',
         None,
         build_callback('router_monitor', {'interval': '1ba'}),
-        samples=ordered,
-        batch_size=4,
-        device_train_microbatch_size=2,
         loggers=[log],
+        **as_one_rank(),
     )
     trainer.fit()
     trainer.close()
@@ -173,6 +184,28 @@ def test_resumed_equals_uninterrupted(folder: Path):
         load(folder / 'resumed.trained'),
         load(folder / 'fsdp.trained'),
     )
+
+
+def test_a_k_that_varies_is_that_of_one_rank_and_goes_on(folder: Path):
+    log = InMemoryLogger()
+    trainer = tiny.make_trainer(
+        tiny.build_moe(VARYING),
+        seed=SEED,
+        loggers=[log],
+        **as_one_rank(),
+    )
+    trainer.fit()
+    trainer.close()
+    whole = load(folder / 'varying.losses')
+    first = load(folder / 'varying_first.losses')
+    resumed = load(folder / 'varying_resumed.losses')
+    for name, values in tiny.logged(log, 'loss/train/').items():
+        assert whole[name] == pytest.approx(values, abs=1e-5), name
+        assert first[name] + resumed[name] == whole[name], name
+    # Whose probabilities sharded checkpoints keep as entries of their own.
+    reader = open_checkpoint(str(folder / 'varying' / 'ep0-ba4'))
+    saved = reader.model_config['ffn_config.moe_top_k']
+    assert read_top_k(saved, 8) == read_top_k(VARYING['moe_top_k'], 8)
 
 
 def test_sharded_source_carries_its_config(folder: Path):

@@ -34,6 +34,9 @@ CHECKPOINTED: dict[str, Any] = {
 # Shards of 3 * 95 rows split the second expert between two ranks.
 ODD_FFN = {'moe_num_experts': 3, 'ffn_hidden_size': 95}
 SOME_LAYERS = {'moe_layers': [1]}
+# Of this seed, 2 and then 1, 1 and 3.
+VARYING = {'moe_top_k': {'sample': {1: 0.5, 2: 0.25, 3: 0.25}}}
+SEED = 3
 
 
 def fsdp_lr() -> float:
@@ -164,6 +167,37 @@ def check_failed_download_stops_both(folder: Path, bucket: str) -> None:
         (folder / f'download_{dist.get_global_rank()}').write_text(str(error))
 
 
+def train_with_varying_top_k(folder: Path) -> None:
+    """Without and with an interruption; sharded, with checkpointed blocks."""
+    settings: dict[str, Any] = {
+        'lr': fsdp_lr(),
+        'seed': SEED,
+        'parallelism_config': CHECKPOINTED,
+    }
+    resumable = {
+        'run_name': 'varying',
+        'save_folder': str(folder / 'varying'),
+        'save_latest_filename': 'latest-sharded-rank{rank}',
+        'save_interval': '1ba',
+        'autoresume': True,
+    }
+    for name, duration, more in (
+        ('varying', '4ba', {}),
+        ('varying_first', '2ba', resumable),
+        ('varying_resumed', '4ba', resumable),
+    ):
+        trainer, log = train(
+            tiny.build_moe(VARYING),
+            duration=duration,
+            **settings,
+            **more,
+        )
+        trainer.fit()
+        trainer.close()
+        save(tiny.logged(log, 'loss/train/'), folder / f'{name}.losses')
+        dist.barrier()
+
+
 def main(folder: Path) -> None:
     dist.initialize_dist(get_device('cpu'))
     sharded = save_dense_sharded(folder)
@@ -250,6 +284,8 @@ def main(folder: Path) -> None:
     trainer.close()
     save(tiny.logged(log, 'loss/train/'), folder / 'resumed.losses')
     save(tiny.full_state(trainer.state.model), folder / 'resumed.trained')
+
+    train_with_varying_top_k(folder)
 
     check_errors_reach_all_ranks(folder)
     check_hybrid_sharding(folder)

@@ -226,6 +226,40 @@ def test_formula_equals_built_experts(
     assert_agrees(ModelShape.from_config(config), build(config), tiny.SEQ)
 
 
+@pytest.mark.parametrize(
+    'top_k,mean,largest',
+    [
+        ({
+            'sample': {
+                1: 0.5,
+                2: 0.25,
+                4: 0.25
+            }
+        }, 2, 4),
+        ({
+            'until': {
+                '0.7dur': 2,
+                '1dur': 1
+            }
+        }, 1.7, 2),
+    ],
+)
+def test_a_k_that_varies_counts_as_its_mean(top_k: Any, mean: float, largest):
+    ffn = {'moe_num_experts': 8, 'moe_top_k': top_k}
+    config = tiny.moe_config(ffn, init_device='meta', name='upcycled_mpt')
+    shape = ModelShape.from_config(config)
+    assert_agrees(shape, build(config), tiny.SEQ)
+    assert (shape.mean_top_k, shape.top_k) == (mean, largest)
+    one, two = (
+        ModelShape.from_config(tiny.moe_config({'moe_top_k': K}))
+        for K in (1, 2)
+    )
+    of_an_expert = two.n_active_params - one.n_active_params
+    assert shape.n_active_params == (
+        one.n_active_params + round((mean - 1) * of_an_expert)
+    )
+
+
 def test_some_layers_of_experts_by_hand():
     # Attention 64 * 128 + 64 * 64, two norms, and 8 GLUs with a router or 1.
     block, glu = 12288 + 2 * 64, 3 * 64 * 96
@@ -444,7 +478,6 @@ def test_refuses_what_it_cannot_count(changes: dict[str, Any], message: str):
         ('attn_config', 'kv_n_heads', -1),
         ('ffn_config', 'ffn_hidden_size', '96'),
         ('ffn_config', 'moe_num_experts', [8]),
-        ('ffn_config', 'moe_top_k', 'two'),
     ],
 )
 def test_sizes_are_numbers(section: str, key: str, value: Any):
@@ -480,6 +513,6 @@ def test_settings_of_another_type(changes: dict[str, Any], problem: str):
 
 def test_more_experts_a_token_than_there_are():
     config = tiny.moe_config({'moe_num_experts': 8, 'moe_top_k': 9})
-    match = 'model.ffn_config.moe_top_k=9: there are 8 experts. Fix: lower it'
+    match = 'model.ffn_config.moe_top_k=9: there are 8 experts, and K is 9. Fix'
     with pytest.raises(ConfigError, match=match):
         ModelShape.from_config(config)

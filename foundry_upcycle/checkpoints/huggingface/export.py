@@ -26,7 +26,8 @@ from foundry_upcycle.checkpoints.huggingface.to_huggingface import (
 )
 from foundry_upcycle.checkpoints.narrowing import Narrowing
 from foundry_upcycle.checkpoints.settings import require_mpt
-from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.config import is_whole
+from foundry_upcycle.errors import CheckpointError, ConfigError
 
 __all__ = ['ExportedCheckpoint']
 
@@ -43,6 +44,8 @@ class ExportedCheckpoint(Checkpoint):
         source: The MPT checkpoint, dense or a mixture of experts.
         model_type: The architecture; None chooses the plainest that fits.
         like: The ``config.json`` of the model it came from, if there is one.
+        top_k: Experts K a token goes to; None keeps the checkpoint's, of one
+            that varies the largest.
 
     Attributes:
         config: The content of ``config.json``.
@@ -50,7 +53,8 @@ class ExportedCheckpoint(Checkpoint):
     Raises:
         CheckpointError: The source carries no config, or not exactly the
             tensors that its config describes, or quantised ones.
-        ConfigError: The architecture can't hold the model.
+        ConfigError: The architecture can't hold the model, or it has not as
+            many experts.
     """
 
     def __init__(
@@ -58,12 +62,16 @@ class ExportedCheckpoint(Checkpoint):
         source: Checkpoint,
         model_type: Optional[str] = None,
         like: Mapping[str, Any] = {},  # noqa: B006
+        top_k: Optional[int] = None,
     ):
-        require_mpt(source)
+        settings = require_mpt(source)
         self.path = source.path
         self.model_config = source.model_config
         self._source = source
         mpt_config = nest(source.model_config)
+        if top_k is not None:
+            _check_top_k(settings, top_k)
+            mpt_config['ffn_config']['moe_top_k'] = top_k
         self.config = to_huggingface(mpt_config, model_type, like)
         chosen = self.config['model_type']
         found = parts(mpt_config, chosen, multipliers(self.config))
@@ -126,6 +134,24 @@ class ExportedCheckpoint(Checkpoint):
         return common_dtype(
             part.dtype(self._source.tensors[part.mpt].dtype)
             for part in self._parts[name]
+        )
+
+
+def _check_top_k(settings: Mapping[str, Any], top_k: int) -> None:
+    if settings['ffn_config.ffn_type'] != 'upcycled_dmoe':
+        raise ConfigError(
+            'top_k',
+            top_k,
+            'the model is dense.',
+            'leave it out (--top-k).',
+        )
+    n_experts = settings['ffn_config.moe_num_experts']
+    if not (is_whole(top_k) and 1 <= top_k <= n_experts):
+        raise ConfigError(
+            'top_k',
+            top_k,
+            f'the model has {n_experts} experts.',
+            'write how many of them a token goes to (--top-k).',
         )
 
 

@@ -21,8 +21,11 @@ from foundry_upcycle.checkpoints.huggingface.layers import (
 )
 from foundry_upcycle.checkpoints.settings import NO_ROPE, complete
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.planning.top_k import read_top_k
 
 __all__ = ['to_huggingface']
+
+_TOP_K = 'ffn_config.moe_top_k'
 
 
 def to_huggingface(
@@ -33,6 +36,8 @@ def to_huggingface(
     """The ``config.json`` of the architecture that computes what an MPT does.
 
     Transformers 4 and 5 and vLLM read it.
+
+    Of a ``moe_top_k`` that varies it has the largest.
 
     Args:
         mpt_config: The MPT's settings, nested; missing ones have Foundry's
@@ -47,6 +52,9 @@ def to_huggingface(
     mpt = complete(mpt_config)
     model_type = model_type or _choose(mpt)
     architecture = get_architecture(model_type)
+    if architecture.is_moe and isinstance(mpt.get(_TOP_K), Mapping):
+        E = mpt['ffn_config.moe_num_experts']
+        mpt[_TOP_K] = read_top_k(mpt[_TOP_K], E).largest
     _check_settings(mpt, model_type, architecture)
     activation = _hf_activation(mpt, model_type, architecture)
     hf = {
