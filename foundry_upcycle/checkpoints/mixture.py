@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 import torch
 
@@ -15,6 +15,7 @@ from foundry_upcycle.checkpoints.names import (
 from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.config import is_whole
 from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.planning.top_k import read_top_k
 
 __all__ = ['Mixture', 'weights_id']
 
@@ -29,7 +30,8 @@ class Mixture:
         source: The checkpoint.
         ffns: Block -> name of its mixture, up to and with ``ffn``.
         n_experts: Experts E of each layer.
-        top_k: Experts K a token goes to.
+        top_k: Experts K a token goes to; the most of them where K varied in
+            training.
         hidden_size: Hidden size F of one expert.
         mlp_type: ``glu`` or ``mlp``.
     """
@@ -68,7 +70,7 @@ class Mixture:
             source,
             dict(sorted(ffns.items())),
             n_experts=_size(source, config, 'moe_num_experts'),
-            top_k=_size(source, config, 'moe_top_k'),
+            top_k=_top_k(source, config),
             hidden_size=_size(source, config, 'ffn_hidden_size'),
             mlp_type='glu' if is_glu else 'mlp',
         )
@@ -120,6 +122,14 @@ def weights_id(source: Checkpoint) -> str:
             numbers = source.read(name, 0, row, row + 1).double().contiguous()
             digest.update(numbers.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _top_k(source: Checkpoint, config: dict[str, Any]) -> int:
+    value = config.get('ffn_config.moe_top_k')
+    if isinstance(value, Mapping):
+        n_experts = _size(source, config, 'moe_num_experts')
+        return read_top_k(value, n_experts).largest
+    return _size(source, config, 'moe_top_k')
 
 
 def _require_renormalised(source: Checkpoint, config: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ import torch
 from llmfoundry.models.mpt import MPTForCausalLM
 from transformers import AutoTokenizer
 
+from foundry_upcycle.checkpoints.mixture import Mixture
+from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import UpcyclingConfig
 from foundry_upcycle.conversion.convert import convert
 from foundry_upcycle.conversion.export_hf import export_hf
@@ -57,6 +59,7 @@ def test_a_k_that_varied_becomes_one(tmp_path, top_k, expected):
     assert read_manifest(tmp_path / 'out')['settings']['top_k'] == top_k
     facts = dict(describe(source))
     assert 'experts, top-3 until 0.5dur, then 1, in 3' in facts['model']
+    assert Mixture.of(open_checkpoint(source)).top_k == 3
     # Without the plugin, too.
     tiny.build_moe(ffn).model.save_pretrained(tmp_path / 'stock')
     stock = MPTForCausalLM.from_pretrained(tmp_path / 'stock')

@@ -128,8 +128,7 @@ def as_one_rank() -> dict[str, Any]:
 
 @pytest.fixture(scope='module')
 def on_one_rank(folder: Path) -> tuple[dict, dict, dict]:
-    """Losses, weights and router metrics of one rank that sees what the two saw.
-    """
+    """Losses, weights and router metrics of one rank that sees the same."""
     log = InMemoryLogger()
     trainer = upcycle_on_one_rank(
         folder / 'dense.pt',
