@@ -70,10 +70,8 @@ def _pages(
         for member in members:
             path = PurePosixPath(member.name)
             language = path.parent.name
-            if (
-                path.parent.parent == _PAGES and path.suffix == '.html' and
-                language in languages
-            ):
+            if (path.parent.parent == _PAGES and path.suffix == '.html'
+                    and language in languages):
                 file = archive.extractfile(member)
                 assert file is not None  # It is no link.
                 yield language, path.name, _text(file.read())

@@ -44,7 +44,7 @@ _N_HELD_OUT = 16
 
 # Of the study: what the parts of its data are called, and their languages.
 _LANGUAGES = {'norwegian': 'nb-NO', 'english': 'en-US'}
-_N_STUDY_HELD_OUT = 128
+_N_STUDY_HELD_OUT = 64
 
 
 def get_smollm2(folder: Path, source: Optional[Path] = None) -> Path:

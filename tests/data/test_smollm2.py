@@ -17,7 +17,7 @@ from streaming import StreamingDataset
 
 from foundry_upcycle.checkpoints.huggingface.to_mpt import to_mpt
 from foundry_upcycle.checkpoints.settings import complete
-from foundry_upcycle.data import corpus, smollm2
+from foundry_upcycle.data import corpus, handbook, smollm2
 from foundry_upcycle.data.corpus import Documents
 from foundry_upcycle.data.smollm2 import FILE_NAME, get_smollm2, main
 from foundry_upcycle.data.tokenizer import train_tokenizer
@@ -183,22 +183,33 @@ def test_the_study_has_what_its_evaluation_reads(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(smollm2, '_PART_CHARS', 400_000)
-    monkeypatch.setattr(smollm2, '_N_EXAMPLES', 8)
+    monkeypatch.setattr(smollm2, '_CODE_CHARS', 400_000)
+    # The package is read in test_handbook.py.
+    asked: list[Any] = []
+    pages = Documents(['side ' * 2_000] * 9, ['side ' * 2_000] * 9)
+
+    def read(languages: Any, package: Any) -> dict[str, Documents]:
+        asked.append(package)
+        return dict.fromkeys(languages, pages)
+
+    monkeypatch.setattr(handbook, 'read_handbook', read)
     tokenizer = str(tmp_path / 'tokenizer')
     train_tokenizer(['def f(x):\n    return x\n'], 270, tmp_path / 'tokenizer')
-    main([str(tmp_path), '--tokenizer', tokenizer, '--study'])
-    evaluation: Any = OmegaConf.load(YAMLS / 'eval_quickstart.yaml')
+    words = [str(tmp_path), '--tokenizer', tokenizer, '--study']
+    main([*words, '--handbook', 'a.deb'])
+    assert asked == [Path('a.deb')]
+    evaluation: Any = OmegaConf.load(YAMLS / 'eval_smollm2_study.yaml')
     evaluation.variables.folder = str(tmp_path)
     for loader in evaluation.eval_loaders:
         folder = Path(loader.dataset.local) / loader.dataset.split
         data = StreamingDataset(local=str(folder), batch_size=1)
         assert len(data) == 64 and data[0]['tokens'].shape == (256, )
-    assert (tmp_path / 'data/headers/train/index.json').is_file()
-    tasks: Any = OmegaConf.load(evaluation.icl_tasks)
-    for task in tasks.icl_tasks:
-        assert len(Path(task.dataset_uri).read_text().splitlines()) == 8
-    assert Path(evaluation.eval_gauntlet).is_file()
+    study: Any = OmegaConf.load(YAMLS / 'study_smollm2.yaml')
+    for arm in study.models['135m'].arms.values():
+        overrides: Any = OmegaConf.to_container(arm.overrides)
+        local = overrides['train_loader']['dataset']['local']
+        path = Path(local.replace('${variables.folder}', str(tmp_path)))
+        assert (path / 'train/index.json').is_file()
 
 
 def test_a_study_takes_a_tokenizer(tmp_path: Path, capsys):
