@@ -88,6 +88,9 @@ class UpcyclingConfig:
             replaced by 0, as Composer does.
         recipe: ``name`` of a recipe and its settings.
         router_init_std: Standard deviation of the routers' initial weights.
+            Logits start about sqrt(d_model) times as wide: 0.02 tells experts
+            apart in a model of width 1,024 or more, in a narrow one they
+            stay alike for long (``yamls/quickstart_upcycle.yaml``).
         seed: Seeds whatever is drawn; the result does not depend on the
             number of ranks.
     """

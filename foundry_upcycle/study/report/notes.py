@@ -21,6 +21,8 @@ _PACKAGES = (
     'scipy',
     'matplotlib',
 )
+# `study status` has them all.
+_MAX_NAMED = 12
 
 
 def missing_runs(summary: Summary) -> Iterator[str]:
@@ -39,7 +41,9 @@ def missing_runs(summary: Summary) -> Iterator[str]:
         ('evaluated', unevaluated),
     ):
         if names:
-            listed = ', '.join(map(code, names))
+            listed = ', '.join(map(code, names[:_MAX_NAMED]))
+            if len(names) > _MAX_NAMED:
+                listed += f' and {len(names) - _MAX_NAMED} more'
             yield (
                 f'**Not all runs are there.** Not {what} to the end, and left '
                 f'out: {listed}.'

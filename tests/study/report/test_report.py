@@ -569,6 +569,15 @@ def test_missing_runs_are_named(tmp_path: Path):
     assert not any(line.startswith('- small, long, x0.4 of') for line in lines)
 
 
+def test_of_many_missing_runs_the_first_are_named(tmp_path: Path):
+    study = without(full_study(tmp_path), r'.*_(cpt|upcycled)_0\.[24]_.*')
+    lines = lines_of(study, tmp_path)
+    n_names = lines[2].count('`') // 2
+    n_missing = len(study.grid.trainings) - len(study.results)
+    assert n_names == 12 and n_missing > 12
+    assert lines[2].endswith(f'and {n_missing - 12} more.')
+
+
 def test_best_of_a_sweep_that_is_not_evaluated_is_named(tmp_path: Path):
     study = full_study(tmp_path)
     name = 'small_medium_upcycled_0.1_s1_lr0.0001'
