@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from foundry_upcycle.documents import DocumentError, read_config
 from foundry_upcycle.errors import ConfigError
+from foundry_upcycle.planning.flops import MAX_SIZE
 from foundry_upcycle.study.existing import ExistingCheckpoint
 from foundry_upcycle.study.section import (
     Section,
@@ -48,11 +49,14 @@ class Phase:
         overrides: Settings that replace the YAML's, nested as there.
         learning_rates: None: the YAML's own. One: that one. Several: a sweep
             decides.
+        eval_top_k: Experts a token goes to, with each of which it is evaluated;
+            its own is always one of them.
     """
 
     yaml: Path
     overrides: Mapping[str, Any]
     learning_rates: tuple[float, ...] = ()
+    eval_top_k: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ def _model(folder: Path, section: Section, name: str) -> ModelGrid:
         budgets=_budgets(section, in_flops),
         unit='FLOPs' if in_flops else 'fraction',
         arms={
-            each: _phase(folder, section.inside(f'arms.{each}', value))
+            each: _arm(folder, section.inside(f'arms.{each}', value))
             for each, value in named(section, 'arms').items()
         },
         paper=section.take('paper', str, None),
@@ -318,6 +322,20 @@ def _budgets(section: Section, in_flops: bool) -> tuple[float, ...]:
         fix = 'write fractions of the pretraining FLOPs above 0, such as 0.1.'
     values = distinct(section, key, (float, int), None, maximum, fix)
     return tuple(sorted(values))
+
+
+def _arm(folder: Path, section: Section) -> Phase:
+    top_k: tuple[int, ...] = ()
+    if section.has('eval_top_k'):
+        top_k = distinct(
+            section,
+            'eval_top_k',
+            (int, ),
+            1,
+            MAX_SIZE,
+            'write numbers of experts, such as [1, 2].',
+        )
+    return replace(_phase(folder, section), eval_top_k=top_k)
 
 
 def _phase(folder: Path, section: Section) -> Phase:

@@ -21,6 +21,8 @@ __all__ = ['Grid', 'Place', 'Role', 'Run', 'evaluation_run_name', 'plan_grid']
 Role = Literal['dense', 'sweep', 'arm']
 # Farther apart, arms would not be compared at equal cost.
 _FLOPS_TOLERANCE = 0.01
+# What follows an arm's name where it is evaluated with another K than its own.
+_SERVED = ', served at K = '
 # Bytes of a file's name, which is longest while it is written.
 _MAX_NAME = 255
 _UNFINISHED = '.' + 31 * 'x'
@@ -33,7 +35,8 @@ class Place:
     Args:
         model: The dense model.
         duration: Name of its pretraining.
-        arm: Name of the second phase; None of the dense start.
+        arm: Name of the second phase, and with which K it is served if that is
+            not its own; None of the dense start.
         budget: FLOPs of the second phase, in the unit of the model's budgets;
             0 of the dense start.
         seed: Of the second phase; None of the dense start.
@@ -51,7 +54,8 @@ class Place:
         dense = f'{self.model}_{self.duration}'
         if self.arm is None:
             return dense
-        return f'{dense}_{self.arm}_{number_text(self.budget)}_s{self.seed}'
+        arm = self.arm.replace(_SERVED, '_k')
+        return f'{dense}_{arm}_{number_text(self.budget)}_s{self.seed}'
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Run:
             the one that the sweep finds.
         checkpoint: A dense start that the study does not train; its base is
             the YAML that goes on with it.
+        serves: A run whose model this one only evaluates, with another K.
+        served_top_k: That K.
     """
 
     name: str
@@ -80,10 +86,32 @@ class Run:
     needs: tuple[str, ...] = ()
     learning_rate: Optional[float] = None
     checkpoint: Optional[ExistingCheckpoint] = None
+    serves: Optional['Run'] = None
+    served_top_k: Optional[int] = None
+
+    @property
+    def weights(self) -> 'Run':
+        """The run that trains its model."""
+        return self.serves or self
 
     @property
     def shape(self) -> ModelShape:
+        if self.served_top_k is not None:
+            # In training it was what it was, and so are the FLOPs.
+            return replace(self.base.shape, top_k=self.served_top_k)
         return self.base.shape
+
+    def served(self, top_k: int) -> 'Run':
+        """The same model, evaluated with another K."""
+        place = replace(self.place, arm=f'{self.place.arm}{_SERVED}{top_k}')
+        return replace(
+            self,
+            # Those of a sweep have more behind their place's.
+            name=place.name + self.name.removeprefix(self.place.name),
+            place=place,
+            serves=self,
+            served_top_k=top_k,
+        )
 
     @property
     def tokens(self) -> float:
@@ -127,8 +155,11 @@ class Grid:
 
     @cached_property
     def trainings(self) -> tuple[Run, ...]:
-        """What is to be trained: all but checkpoints that are there."""
-        return tuple(run for run in self.runs if run.checkpoint is None)
+        """What is to be trained: no checkpoints, nothing but evaluated."""
+        return tuple(
+            run for run in self.runs
+            if run.checkpoint is None and run.serves is None
+        )
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -169,10 +200,14 @@ def plan_grid(study: Study) -> Grid:
 
     Raises:
         ConfigError: A YAML or the budget can't be used, an arm trains another
-            model than the dense start, two runs would have one name, or no
-            YAML has a variable that the study sets.
+            model than the dense start, an ``eval_top_k`` can't be used, two
+            runs would have one name, or no YAML has a variable that the study
+            sets.
     """
-    runs = [run for model in study.models for run in _plan_model(study, model)]
+    runs = [
+        served for model in study.models for run in _plan_model(study, model)
+        for served in _as_served(study, run)
+    ]
     names = [run.name for run in runs]
     names += map(evaluation_run_name, names.copy())
     for name in names:
@@ -188,7 +223,7 @@ def plan_grid(study: Study) -> Grid:
     _refuse_long_names(names)
     evaluation = study.evaluation
     grid = Grid(
-        study,
+        _with_served_arms(study, runs),
         tuple(runs),
         None if evaluation is None else EvaluationYaml.read(
             evaluation,
@@ -197,6 +232,49 @@ def plan_grid(study: Study) -> Grid:
     )
     _refuse_unknown_variables(grid)
     return grid
+
+
+def _as_served(study: Study, run: Run) -> Iterator[Run]:
+    """A run, and its model with each other K that its arm is evaluated with."""
+    yield run
+    if run.role == 'dense':
+        return
+    for top_k in run.base.phase.eval_top_k:
+        _check_served(study, run, top_k)
+        if top_k != run.shape.top_k:
+            yield run.served(top_k)
+
+
+def _check_served(study: Study, run: Run, top_k: int) -> None:
+    problem, fix = '', 'remove it.'
+    if study.evaluation is None:
+        problem, fix = 'nothing is evaluated.', 'set evaluation, or remove it.'
+    elif not run.base.is_upcycling:
+        problem = f'{run.base.path} trains a dense model.'
+    elif top_k > run.shape.n_experts:
+        problem = f'{run.base.path} has {run.shape.n_experts} experts.'
+        fix = 'write how many of them a token goes to.'
+    if problem:
+        raise ConfigError(f'{run.base.key}.eval_top_k', top_k, problem, fix)
+
+
+def _with_served_arms(study: Study, runs: Sequence[Run]) -> Study:
+    """The study with an arm more for each K that another is served with."""
+    served = dict.fromkeys(
+        (run.place.model, run.serves.place.arm, run.place.arm)
+        for run in runs
+        if run.serves is not None
+    )
+    models = []
+    for model in study.models:
+        arms: dict[str, Phase] = {}
+        for name, phase in model.arms.items():
+            arms[name] = phase
+            for of_model, arm, place_arm in served:
+                if (of_model, arm) == (model.name, name):
+                    arms[str(place_arm)] = phase
+        models.append(replace(model, arms=arms))
+    return replace(study, models=tuple(models))
 
 
 def _refuse_long_names(names: Sequence[str]) -> None:

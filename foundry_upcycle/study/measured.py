@@ -103,10 +103,15 @@ class Measured:
         """What a run measured; None if it is not finished."""
         if not self.is_trained(run):
             return None
-        hours = self.tracking.last(run.name, _TRAIN_TIME)
-        return replace(
+        trained = replace(
             self._trained(run),
             evaluation=self._evaluation(run),
+        )
+        if run.serves is not None:
+            return trained  # What its training took is that run's.
+        hours = self.tracking.last(run.name, _TRAIN_TIME)
+        return replace(
+            trained,
             expert_load=self._expert_load(run),
             seconds=None if hours is None else 3600 * hours,
         )
@@ -121,7 +126,7 @@ class Measured:
         Composer logs the last loss of an epoch once more when that ends, as if
         of the step that follows.
         """
-        steps, losses = self.tracking.history(run.name, _TRAIN_LOSS)
+        steps, losses = self.tracking.history(run.weights.name, _TRAIN_LOSS)
         is_step = steps < run.n_steps
         return steps[is_step], losses[is_step]
 
@@ -145,7 +150,7 @@ class Measured:
 
     def _saved(self, run: Run) -> list[tuple[int, float]]:
         """Step and time of what the links to newest checkpoints lead to."""
-        folder = RunFiles(self.grid.study, run.name).checkpoints
+        folder = RunFiles(self.grid.study, run.weights.name).checkpoints
         return [(int(match[1]), link.lstat().st_mtime)
                 for link in folder.glob('latest-*')
                 if link.is_symlink()

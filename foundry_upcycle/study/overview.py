@@ -18,15 +18,16 @@ def plan_lines(grid: Grid) -> Iterator[str]:
     """
     hardware = grid.study.hardware
     titles = ['run', 'active', 'lr', 'steps', 'tokens', 'FLOPs', 'fraction']
-    rows = [_plan_row(grid, run) for run in grid.runs]
+    runs = [run for run in grid.runs if run.serves is None]
+    rows = [_plan_row(grid, run) for run in runs]
     flops = sum(run.flops for run in grid.trainings)
     total = ['all', '', '', '', '', f'{flops:.3g}', '']
-    hours = ['hours', *(_run_hours(grid, run) for run in grid.runs)]
+    hours = ['hours', *(_run_hours(grid, run) for run in runs)]
     hours.append(_hours(hardware.hours(flops)))
     table = [[*row, cell] for row, cell in zip([titles, *rows, total], hours)]
-    papers = [_paper_tokens(grid, run) for run in grid.runs]
+    papers = [_paper_tokens(grid, run) for run in runs]
     if any(papers):
-        cells = map(_compared, grid.runs, papers)
+        cells = map(_compared, runs, papers)
         for row, cell in zip(table, ['paper, ours', *cells, '']):
             row.append(cell)
     yield from in_columns(table)
@@ -37,6 +38,11 @@ def plan_lines(grid: Grid) -> Iterator[str]:
         f'hours: of one {hardware.name} at {hardware.mfu:.0%} of '
         f'{hardware.peak_flops:.3g} FLOPs a second, training alone'
     )
+    served = dict.fromkeys(
+        run.place.arm for run in grid.runs if run.serves is not None
+    )
+    if served:
+        yield f"evaluated as well: {'; '.join(map(str, served))}"
     if any(papers):
         yield "paper, ours: tokens that the paper prints, and ours over them"
 

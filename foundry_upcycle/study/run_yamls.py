@@ -47,7 +47,8 @@ def train_yaml(grid: Grid, run: Run, rate: Optional[float]) -> str:
 def eval_yaml(grid: Grid, evaluation: EvaluationYaml, run: Run) -> str:
     """The YAML that evaluates a run: the study's, with this one model.
 
-    It is evaluated at the sequence length that it was trained with.
+    It is evaluated at the sequence length that it was trained with, and with
+    the K of the run where that only evaluates another one's model.
     """
     files = RunFiles(grid.study, run.name)
     settings = {
@@ -154,7 +155,7 @@ def _checkpoint(grid: Grid, run: Run) -> str:
     """Of a run that is done."""
     if run.checkpoint is not None:
         return run.checkpoint.path
-    folder = RunFiles(grid.study, run.name).checkpoints
+    folder = RunFiles(grid.study, run.weights.name).checkpoints
     return str(folder / last_checkpoint_name(run.base))
 
 
@@ -190,6 +191,8 @@ def _model_entry(grid: Grid, run: Run) -> dict[str, Any]:
     if model.get('init_device') == 'meta':
         # What loads into an evaluation without an optimizer.
         model['init_device'] = 'mixed'
+    if run.served_top_k is not None:
+        model['ffn_config']['moe_top_k'] = run.served_top_k
     return {
         'model_name': run.name,
         'load_path': _checkpoint(grid, run),

@@ -59,7 +59,7 @@ def list_tasks(grid: Grid) -> tuple[Task, ...]:
 
 def _tasks(grid: Grid) -> Iterator[Task]:
     for run in grid.runs:
-        if run.checkpoint is None:
+        if run.checkpoint is None and run.serves is None:
             yield Task('train', run)
         if grid.evaluation is None:
             continue
@@ -115,7 +115,9 @@ def waits_for(measured: Measured, task: Task) -> list[str]:
         needed = [grid[name] for name in run.needs]
     else:
         needed = [*grid.candidates(run.place)]
-    return [need.name for need in needed if not measured.is_trained(need)]
+    return [
+        need.weights.name for need in needed if not measured.is_trained(need)
+    ]
 
 
 def command(grid: Grid, task: Task) -> list[str]:

@@ -241,7 +241,7 @@ def test_a_missing_key(files: StudyFiles, key: str, kind: str):
         ('models.m.arm', {}, f'models.m.arm={{}}: {NO_SETTING}arms, budgets, '
          'checkpoints, durations, fractions, paper, pretrain'),
         ('models.m.pretrain.yml', 'a', f"train.yml='a': {NO_SETTING}lr, overri"),
-        ('models.m.arms.cpt.rate', 1, f'arms.cpt.rate=1: {NO_SETTING}lr, over'),
+        ('models.m.arms.cpt.rate', 1, f'arms.cpt.rate=1: {NO_SETTING}eval_top_'),
         ('hardware.watts', 700, f'hardware.watts=700: {NO_SETTING}mfu, name, pe'),
     ],
 )  # yapf: disable

@@ -2,12 +2,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from planning.test_flops import PAPER_TOKENS
 from study.study_files import CPT_STEP, GONE, UPCYCLED_STEP, YAMLS, StudyFiles
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import read_study
 from foundry_upcycle.study.grid import Grid, Place, plan_grid
+from foundry_upcycle.study.run_yamls import train_yaml
 
 
 @pytest.fixture
@@ -54,6 +56,64 @@ def test_arms_cost_fractions_of_the_pretraining(papers: tuple[str, Grid]):
         budget = run.place.budget * grid.dense_start(run).flops
         assert run.flops == pytest.approx(budget, rel=0.01)
     assert_needs_come_first(grid)
+
+
+@pytest.mark.parametrize(
+    'ffn,n_active',
+    [
+        # Of the dense model's 1832 parameters 384 are a block's GLU; a router
+        # has 8 for each expert.
+        ({
+            'moe_layers': [1]
+        }, 1832 + 384 + 64),
+        ({
+            'moe_num_experts': 4
+        }, 1832 + 2 * (384 + 32)),
+        ({
+            'moe_top_k': 1
+        }, 1832 + 2 * 64),
+        ({
+            'moe_top_k': {
+                'sample': {
+                    1: 0.5,
+                    2: 0.5
+                }
+            }
+        }, 1832 + 2 * (384 // 2 + 64)),
+        # 0.7 * 2 * 384 = 537.6.
+        ({
+            'moe_top_k': {
+                'until': {
+                    '0.7dur': 2,
+                    '1dur': 1
+                }
+            }
+        }, 1832 + 538 + 2 * 64),
+    ],
+)
+def test_cheaper_mixtures_are_arms_at_equal_flops(
+    files: StudyFiles,
+    ffn: dict[str, Any],
+    n_active: int,
+):
+    changes = {
+        'yaml': 'upcycled.yaml',
+        'overrides': {
+            'model': {
+                'ffn_config': ffn
+            }
+        }
+    }
+    files.set('study', 'models.m.arms.cheaper', changes)
+    grid = files.grid()
+    run = grid['m_long_cheaper_1_s17']
+    assert run.shape.n_active_params == n_active
+    assert run.flops_per_step == 12 * (6 * n_active + 768)
+    assert run.n_steps == round(400 * CPT_STEP / run.flops_per_step)
+    text = train_yaml(grid, run, None)
+    settings = OmegaConf.to_container(OmegaConf.create(text))
+    for key, value in ffn.items():
+        assert settings['model']['ffn_config'][key] == value
 
 
 def test_by_hand(files: StudyFiles):

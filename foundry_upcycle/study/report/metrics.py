@@ -94,6 +94,8 @@ def loss_metrics(study: StudyResults) -> tuple[Metric, ...]:
 def read_loss(metric: Metric, result: RunResult) -> Optional[float]:
     """A loss of a run, in nats a token; None where it was not measured."""
     if metric.key == _FINAL_LOSS:
+        if result.run.serves is not None:
+            return None  # It is of another K.
         return result.final_loss if len(result.train_loss) else None
     losses = result.evaluation.losses if result.evaluation else {}
     return losses.get(metric.key.removeprefix(_HELD_OUT))

@@ -32,7 +32,9 @@ def missing_runs(summary: Summary) -> Iterator[str]:
         place for place in study.grid.places if place not in study.by_place
     ]
     runs = [run for place in lacking for run in study.grid.candidates(place)]
-    untrained = [run.name for run in runs if run.name not in study.results]
+    untrained = dict.fromkeys(
+        run.weights.name for run in runs if run.name not in study.results
+    )
     # Of a sweep that is done, the best is still to be evaluated.
     trained = [study.best(study.grid.candidates(place)) for place in lacking]
     unevaluated = [best.run.name for best in trained if best is not None]
@@ -50,10 +52,11 @@ def missing_runs(summary: Summary) -> Iterator[str]:
             )
     diverged = [*summary.diverged]
     for place, best in zip(lacking, trained):
-        names = [run.name for run in study.grid.candidates(place)]
+        sweep = study.grid.candidates(place)
+        names = [run.weights.name for run in sweep]
         # A sweep that is done, and nothing won.
         if best is None and study.results.keys() >= set(names):
-            diverged += names
+            diverged += [name for name in names if name not in diverged]
     if diverged:
         listed = ', '.join(map(code, diverged))
         yield (
@@ -78,6 +81,7 @@ def how_to_read(summary: Summary) -> str:
         'last 50 steps, or of the last fifth in runs of fewer than 250. That of '
         'the dense start is on the text of pretraining: compare it with '
         'nothing else.',
+        *_reading_served(summary),
         *_reading_intervals(summary),
         *_reading_quality(summary),
         '- "n/a" in brackets: there is no interval, as there is one run (of a '
@@ -110,6 +114,16 @@ def _budgets(summary: Summary) -> str:
     }
     units = dict.fromkeys(model.unit for model in summary.models)
     return ', '.join(texts[unit] for unit in units)
+
+
+def _reading_served(summary: Summary) -> Iterator[str]:
+    if any(run.serves is not None for run in summary.grid.runs):
+        yield (
+            '- "Served at K": the very models of an arm, evaluated with '
+            'another number of experts a token than their own. Other rows have '
+            "their own: where K varied in training, the largest. Steps, tokens "
+            'and FLOPs are those of the training, with its K.'
+        )
 
 
 def _reading_intervals(summary: Summary) -> Iterator[str]:

@@ -111,7 +111,7 @@ def sweep_tables(summary: Summary, model: ModelGrid) -> Iterator[str]:
     """A table for each arm whose learning rate a sweep finds."""
     for arm in model.arms:
         runs = [
-            run for run in summary.grid.runs if run.role == 'sweep'
+            run for run in summary.grid.trainings if run.role == 'sweep'
             and run.place.model == model.name and run.place.arm == arm
         ]
         if runs:

@@ -142,6 +142,7 @@ def make_grid(
     paper: Optional[str] = None,
     models: Sequence[str] = ('small', ),
     batch: int = 4,
+    eval_top_k: Sequence[int] = (),
 ) -> Grid:
     """Plans a study.
 
@@ -157,6 +158,7 @@ def make_grid(
         paper: The models' ``paper``.
         models: Names.
         batch: Sequences of a step, each of 32 tokens.
+        eval_top_k: Of the last arm.
     """
     train = {
         **_TRAIN,
@@ -179,6 +181,8 @@ def make_grid(
     }
     if sweep:
         model['arms'][arms[-1]]['lr'] = list(sweep)
+    if eval_top_k:
+        model['arms'][arms[-1]]['eval_top_k'] = list(eval_top_k)
     if paper:
         model['paper'] = paper
     study: dict[str, Any] = {

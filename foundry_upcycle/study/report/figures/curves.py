@@ -43,7 +43,11 @@ def draw_curves(scene: Scene) -> Optional[Drawing]:
         axes.remove()
     for axes, duration in zip(grid.flat, durations):
         _plot(axes, scene, duration)
-    legend_above(figure, scene.look.arm_handles(scene.model.arms))
+    trained = [
+        arm for arm in scene.model.arms
+        if scene.summary.any_run(scene.model, arm).serves is None
+    ]
+    legend_above(figure, scene.look.arm_handles(trained))
     return Drawing(
         f'curves_{scene.model.name}',
         f'{scene.model.name}: training loss against FLOPs',
@@ -63,8 +67,11 @@ def _plot(axes: Axes, scene: Scene, duration: str) -> None:
     for arm in scene.begun(duration):
         point = Place(scene.model.name, duration, arm, budget)
         results = scene.summary.results(point)
-        if results:
+        # What is only evaluated has no curve of its own.
+        if results and scene.summary.run(point).serves is None:
             curves[arm] = next(iter(results.values()))
+    if not curves:
+        return
     unit, prefix = _scale(max(r.run.flops for r in curves.values()))
     shown = np.concatenate([
         _plot_run(axes, result, unit, scene.look.colors[arm])
