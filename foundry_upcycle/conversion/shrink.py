@@ -1,6 +1,5 @@
 """Mixture of experts in, a cheaper model out, offline."""
 
-from dataclasses import asdict
 from typing import Any, Mapping, Optional
 
 import torch
@@ -77,7 +76,10 @@ def shrink(
     kept = select(mixture, config, statistics)
     view = as_shrunk(mixture, kept, config.dense is not None, dtype)
     settings = {
-        **asdict(config),
+        'experts': config.experts,
+        'dense': config.dense,
+        'keep': config.keep,
+        'by': config.by,
         'calibration': calibration,
         'format': file_format,
         'dtype': dtype and dtype_name(dtype),

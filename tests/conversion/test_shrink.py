@@ -2,6 +2,7 @@ import json
 
 import pytest
 import tiny
+import tiny_hf
 import tiny_shrunk
 import torch
 from tiny_shrunk import FFN, load_in_foundry, logits, save_calibration
@@ -254,6 +255,28 @@ def test_a_result_is_verified_and_exported(moe, calibration, tmp_path, way):
     export_hf(out, folder, dtype=torch.bfloat16)
     assert verify(moe, folder).passed
     assert describe(out)
+
+
+def test_transformers_computes_the_same_dense_model(
+    moe,
+    calibration,
+    tmp_path,
+):
+    out = run(
+        moe,
+        tmp_path / 'out.pt',
+        calibration,
+        dense='concat',
+        keep=3,
+        by='norm',
+    )
+    export_hf(out, str(tmp_path / 'llama'))
+    llama = tiny_hf.load(tmp_path / 'llama')
+    assert llama.config.model_type == 'llama'
+    with torch.no_grad():
+        found = llama(tiny.make_batch()['input_ids']).logits
+    expected = logits(load_in_foundry(out))
+    assert (found - expected).abs().max() <= 1e-4
 
 
 def test_verify_finds_what_is_not_as_the_manifest_says(
