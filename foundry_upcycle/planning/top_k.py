@@ -6,8 +6,8 @@
   probabilities. One K for a whole batch, in all layers, is the batch-level
   variant of Matryoshka MoE (arXiv 2509.26520), which draws uniformly and finds
   a draw for each layer to be better yet; Elastic MoE (arXiv 2509.21892) trains
-  random sets of more experts than K. Both report that a mixture trained with
-  one K is worse with any other.
+  experts to work together in more sets than those of one K. Both report that a
+  mixture trained with one K does worse with others.
 - ``{until: {0.7dur: 2, 1dur: 1}}``: 2 for the first 0.7 of the run, then 1.
   Times are shares of the run (``dur``), as the FLOPs of a token would depend on
   the run's length with any other unit.

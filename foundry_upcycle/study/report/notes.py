@@ -32,14 +32,14 @@ def missing_runs(summary: Summary) -> Iterator[str]:
         place for place in study.grid.places if place not in study.by_place
     ]
     runs = [run for place in lacking for run in study.grid.candidates(place)]
-    untrained = dict.fromkeys(
+    untrained = [
         run.weights.name for run in runs if run.name not in study.results
-    )
+    ]
     # Of a sweep that is done, the best is still to be evaluated.
     trained = [study.best(study.grid.candidates(place)) for place in lacking]
     unevaluated = [best.run.name for best in trained if best is not None]
     for what, names in (
-        ('trained', untrained),
+        ('trained', [*dict.fromkeys(untrained)]),
         ('evaluated', unevaluated),
     ):
         if names:
