@@ -47,9 +47,10 @@ def select(
             groups = [[*range(E)]]
         elif config.by == 'merge':
             groups = clusters(mixture, layer, n, load_E, statistics)
+        elif config.by == 'norm' and statistics is not None:
+            groups = _best(statistics.saliency_E, n)
         else:
-            is_norm = statistics is not None and config.by == 'norm'
-            groups = _best(statistics.saliency_E if is_norm else load_E, n)
+            groups = _best(load_E, n)
         kept[layer] = _weighted(groups, load_E)
     return kept
 
