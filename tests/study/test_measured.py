@@ -37,7 +37,7 @@ def grid(tmp_path: Path) -> Grid:
 
 
 def test_names(grid: Grid):
-    assert [run.name for run in grid.runs] == [DENSE, CPT, *SWEEP]
+    assert [run.name for run in grid.runs] == [DENSE, *SWEEP, CPT]
 
 
 def test_nothing_is_done_at_first(grid: Grid):
@@ -278,7 +278,7 @@ def test_results_of_a_finished_study(grid: Grid):
     results = read_study_results(Measured(grid))
     assert results.results.keys() == {run.name for run in grid.runs}
     assert [result.run.name
-            for result in results.by_place.values()] == [DENSE, CPT, SWEEP[1]]
+            for result in results.by_place.values()] == [DENSE, SWEEP[1], CPT]
     best = results.by_place[grid[SWEEP[1]].place]
     assert best.evaluation is not None
     assert best.evaluation.losses == {
