@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 
 from foundry_upcycle.gauntlet.results import write_results
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Grid, Run, plan_grid
+from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.tasks import Task, list_tasks
 

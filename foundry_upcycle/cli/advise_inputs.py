@@ -212,9 +212,9 @@ def _warn_of_strangers(arms: Arms) -> None:
 def _read_runs(path: str, mixture: Mixture) -> tuple[str, Points]:
     # They take a second.
     from foundry_upcycle.study.config import read_study
-    from foundry_upcycle.study.grid import plan_grid
     from foundry_upcycle.study.measured import Measured, read_study_results
     from foundry_upcycle.study.plan_files import require_unchanged
+    from foundry_upcycle.study.plan_runs import plan_grid
     measured = Measured(plan_grid(read_study(path)))
     require_unchanged(measured)
     results = read_study_results(measured)

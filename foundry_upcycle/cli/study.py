@@ -139,5 +139,5 @@ def _exit_on_signals() -> None:
 
 def _grid(path: str) -> Any:
     from foundry_upcycle.study.config import read_study
-    from foundry_upcycle.study.grid import plan_grid
+    from foundry_upcycle.study.plan_runs import plan_grid
     return plan_grid(read_study(path))

@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from foundry_upcycle.study.config import Study, read_study
-from foundry_upcycle.study.grid import Grid, plan_grid
+from foundry_upcycle.study.grid import Grid
+from foundry_upcycle.study.plan_runs import plan_grid
 
 __all__ = ['CPT_STEP', 'GONE', 'UPCYCLED_STEP', 'YAMLS', 'StudyFiles']
 

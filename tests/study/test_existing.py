@@ -25,10 +25,11 @@ from foundry_upcycle.errors import (
 )
 from foundry_upcycle.study import measured, runner
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Grid, Place, Run, plan_grid
+from foundry_upcycle.study.grid import Grid, Place, Run
 from foundry_upcycle.study.measured import read_study_results
 from foundry_upcycle.study.overview import plan_lines
 from foundry_upcycle.study.plan_files import require_unchanged, write_yamls
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.preflight import check_runs
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.runner import StudyRunner

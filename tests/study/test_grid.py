@@ -8,7 +8,8 @@ from study.study_files import CPT_STEP, GONE, UPCYCLED_STEP, YAMLS, StudyFiles
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Grid, Place, plan_grid
+from foundry_upcycle.study.grid import Grid, Place
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.run_yamls import train_yaml
 
 

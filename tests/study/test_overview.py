@@ -4,8 +4,8 @@ import pytest
 from study.study_files import YAMLS, StudyFiles
 
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import plan_grid
 from foundry_upcycle.study.overview import plan_lines, status_lines
+from foundry_upcycle.study.plan_runs import plan_grid
 
 # Steps of study_files.py cost 141,120 and 205,632 FLOPs; 200 of the dense model
 # take an hour, 28.224e6 FLOPs. 69 steps of the mixture are 14.189e6, 0.503 of

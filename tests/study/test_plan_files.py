@@ -11,10 +11,11 @@ from study.study_files import GONE, StudyFiles
 
 from foundry_upcycle.errors import ConfigError, UpcyclingWarning
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Grid, evaluation_run_name, plan_grid
+from foundry_upcycle.study.grid import Grid, evaluation_run_name
 from foundry_upcycle.study.lock import only_one
 from foundry_upcycle.study.measured import Measured
 from foundry_upcycle.study.plan_files import require_unchanged, write_yamls
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.run_yamls import HEADER, train_yaml
 

@@ -12,8 +12,9 @@ from study.study_files import GONE, StudyFiles
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Grid, plan_grid
+from foundry_upcycle.study.grid import Grid
 from foundry_upcycle.study.plan_files import write_yamls
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.preflight import check_runs
 
 # Foundry's other implementation needs flash-attn.

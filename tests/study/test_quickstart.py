@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import plan_grid
 from foundry_upcycle.study.measured import Measured, read_study_results
+from foundry_upcycle.study.plan_runs import plan_grid
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name('foundry-upcycle')

@@ -14,8 +14,9 @@ from study.study_files import YAMLS, StudyFiles
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Grid, evaluation_run_name, plan_grid
+from foundry_upcycle.study.grid import Grid, evaluation_run_name
 from foundry_upcycle.study.plan_files import write_yamls
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.run_yamls import eval_yaml, train_yaml
 

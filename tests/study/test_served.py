@@ -11,9 +11,10 @@ from study.study_files import StudyFiles
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study import measured
-from foundry_upcycle.study.grid import Grid, Place, plan_grid
+from foundry_upcycle.study.grid import Grid, Place
 from foundry_upcycle.study.overview import plan_lines
 from foundry_upcycle.study.plan_files import write_yamls
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.report.report import write_report
 from foundry_upcycle.study.tasks import list_tasks, state, waits_for
 

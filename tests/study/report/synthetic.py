@@ -9,7 +9,8 @@ import yaml
 
 from foundry_upcycle.gauntlet.results import ModelResults, Part
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Grid, Run, plan_grid
+from foundry_upcycle.study.grid import Grid, Run
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.results import (
     Evaluation,
     ExpertLoad,

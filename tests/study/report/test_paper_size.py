@@ -15,8 +15,9 @@ from foundry_upcycle.gauntlet.figure import COLORS
 from foundry_upcycle.gauntlet.gauntlets import FOLDER, Gauntlet
 from foundry_upcycle.gauntlet.results import ModelResults, Part
 from foundry_upcycle.study.config import read_study
-from foundry_upcycle.study.grid import Run, plan_grid
+from foundry_upcycle.study.grid import Run
 from foundry_upcycle.study.paper import paper_durations
+from foundry_upcycle.study.plan_runs import plan_grid
 from foundry_upcycle.study.report.figures import Drawing, draw_figures
 from foundry_upcycle.study.report.report import write_report
 from foundry_upcycle.study.report.summary import Summary
