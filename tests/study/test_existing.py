@@ -77,8 +77,8 @@ def test_by_hand(files: StudyFiles):
     assert [(run.name, run.n_steps, run.needs) for run in grid.runs] == [
         (DENSE, 0, ()),
         (CPT, 100, (DENSE, )),
-        ('m_base_cpt_2.8224e07_s17', 200, (DENSE, )),
         ('m_base_upcycled_1.4112e07_s17', 69, (DENSE, )),
+        ('m_base_cpt_2.8224e07_s17', 200, (DENSE, )),
         (UPCYCLED, 137, (DENSE, )),
     ]
     start = grid[DENSE]
@@ -108,8 +108,8 @@ def test_fractions_of_what_it_has_cost(files: StudyFiles, spent):
     assert (grid[DENSE].tokens, grid[DENSE].flops) == (2400, 200 * CPT_STEP)
     assert [(run.name, run.n_steps) for run in grid.trainings] == [
         ('m_base_cpt_0.5_s17', 100),
-        ('m_base_cpt_1_s17', 200),
         ('m_base_upcycled_0.5_s17', 69),
+        ('m_base_cpt_1_s17', 200),
         ('m_base_upcycled_1_s17', 137),
     ]
 
@@ -188,7 +188,7 @@ def test_what_the_yamls_say(files: StudyFiles, tmp_path: Path):
 
 def test_the_plan_counts_what_is_to_be_trained(files: StudyFiles):
     header, start, *rows = plan_lines(files.grid())
-    assert start.split() == [DENSE, '0.0M', '2.4e+12', '2.82e+16']
+    assert start.split() == [DENSE, '1.8k', '2.4e+12', '2.82e+16']
     fractions = header.index('fraction') + len('fraction')
     assert rows[0][:fractions].endswith(' 5.0e-10')
     # 300 steps of one and 206 of the other, in hours of study_files.py.
@@ -312,13 +312,13 @@ def test_it_is_evaluated_and_never_trained(files: StudyFiles, monkeypatch):
     swept = 'm_base_upcycled_1.4112e07_s17'
     assert list(machine.commands) == [
         f'{DENSE}_eval',
+        f'{swept}_lr0.0001',
+        f'{swept}_lr0.001',
+        f'{swept}_lr0.001_eval',
         CPT,
         f'{CPT}_eval',
         'm_base_cpt_2.8224e07_s17',
         'm_base_cpt_2.8224e07_s17_eval',
-        f'{swept}_lr0.0001',
-        f'{swept}_lr0.001',
-        f'{swept}_lr0.001_eval',
         UPCYCLED,
         f'{UPCYCLED}_eval',
     ]
