@@ -44,7 +44,7 @@ _UNREDIRECTED = ('env', *(f'--unset={name}' for name in REDIRECTING))
 # Processes of one task may share its lock; not with a runner that has it.
 _HOLDING = ('flock', '--shared', '--timeout', '5')
 # How many processes Composer's launcher starts, if it isn't one a GPU.
-_LAUNCHING = {'WORLD_SIZE', 'LOCAL_WORLD_SIZE'}
+_LAUNCHING = ('WORLD_SIZE', 'LOCAL_WORLD_SIZE')
 # What a task is estimated by: evaluations by their number.
 _Class = tuple[Kind, bool]
 
@@ -370,7 +370,8 @@ def _start(program: str) -> list[str]:
     Where it would start one process, Python does.
     """
     from torch.cuda import device_count
-    if device_count() < 2 and not _LAUNCHING & os.environ.keys():
+    if device_count() < 2 and all(os.environ.get(name, '1') == '1'
+                                  for name in _LAUNCHING):
         return [sys.executable]
     path = Path(sys.executable).with_name(program)
     if not path.exists():

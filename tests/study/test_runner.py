@@ -97,7 +97,13 @@ def machine(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return found
 
 
-def test_everything_is_run_in_order(grid: Grid, machine: Machine):
+def test_everything_is_run_in_order(
+    grid: Grid,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # As a trainer in this process leaves it.
+    monkeypatch.setenv('WORLD_SIZE', '1')
     said: list[str] = []
     assert StudyRunner(grid, said.append).run()
     assert list(machine.commands) == [
