@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from benchmarks.gpu.worker import MARK
-from foundry_upcycle.study.process import RunFailed, run_process
+from foundry_upcycle.study.process import Processes, RunFailed
 
 __all__ = ['PARTS', 'run_part']
 
@@ -99,7 +99,8 @@ def run_part(
         n_before = len(part.records)
         reason = 'it ended early'
         try:
-            run_process(command, log, part.listen, say)
+            with Processes() as processes:
+                processes.run(command, log, part.listen, say)
         except RunFailed as failed:
             reason = _last_line(str(failed))
         if not part.names:

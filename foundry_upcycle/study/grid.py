@@ -80,6 +80,11 @@ class Run:
     served_top_k: Optional[int] = None
 
     @property
+    def is_training(self) -> bool:
+        """Whether the study trains it: no checkpoint, not only evaluated."""
+        return self.checkpoint is None and self.serves is None
+
+    @property
     def weights(self) -> 'Run':
         """The run that trains its model."""
         return self.serves or self
@@ -145,11 +150,8 @@ class Grid:
 
     @cached_property
     def trainings(self) -> tuple[Run, ...]:
-        """What is to be trained: no checkpoints, nothing but evaluated."""
-        return tuple(
-            run for run in self.runs
-            if run.checkpoint is None and run.serves is None
-        )
+        """What is to be trained."""
+        return tuple(run for run in self.runs if run.is_training)
 
     @cached_property
     def places(self) -> tuple[Place, ...]:

@@ -185,8 +185,8 @@ def _all_texts(measured: Measured) -> dict[Path, str]:
     for run in grid.runs:
         files = RunFiles(grid.study, run.name)
         rate = measured.learning_rate(run)
-        is_trained = run.checkpoint is None and run.serves is None
-        if is_trained and (rate is not None or not grid.sweep_for(run)):
+        is_known = rate is not None or not grid.sweep_for(run)
+        if run.is_training and is_known:
             texts[files.train_yaml] = train_yaml(grid, run, rate)
         if grid.evaluation is not None:
             texts[files.eval_yaml] = eval_yaml(grid, grid.evaluation, run)

@@ -93,19 +93,14 @@ def _check_served(study: Study, run: Run, top_k: int) -> None:
 
 def _with_served_arms(study: Study, runs: Sequence[Run]) -> Study:
     """The study with an arm more for each K that another is served with."""
-    served = dict.fromkeys(
-        (run.place.model, run.serves.place.arm, run.place.arm)
-        for run in runs
-        if run.serves is not None
-    )
     models = []
     for model in study.models:
-        arms: dict[str, Phase] = {}
-        for name, phase in model.arms.items():
-            arms[name] = phase
-            for of_model, arm, place_arm in served:
-                if (of_model, arm) == (model.name, name):
-                    arms[str(place_arm)] = phase
+        arms = {
+            str(run.place.arm): phase
+            for name, phase in model.arms.items()
+            for run in runs
+            if (run.place.model, run.weights.place.arm) == (model.name, name)
+        }
         models.append(replace(model, arms=arms))
     return replace(study, models=tuple(models))
 

@@ -18,7 +18,6 @@ __all__ = [
     'RunFailed',
     'duration_text',
     'end_of_log',
-    'run_process',
 ]
 
 # With these in its environment Composer logs to another MLflow run than the YAML
@@ -123,12 +122,6 @@ class Processes:
             )
             self._running.add(process)
         return process
-
-
-def run_process(*args: Any, **kwargs: Any) -> None:
-    """Runs one command, as ``Processes.run``."""
-    with Processes() as processes:
-        processes.run(*args, **kwargs)
 
 
 def end_of_log(path: Path) -> str:

@@ -122,10 +122,10 @@ class _Job:
         """Shows a line of what goes on."""
         if self.to_start is None:
             self.to_start = self.seconds
-        self.tell(f' {line}')
+        self.tell(line)
 
     def tell(self, text: str) -> None:
-        self.say(f'[{self.number} {self.task.name}]{text}')
+        self.say(f'[{self.number} {self.task.name}] {text}')
 
     @property
     def seconds(self) -> float:
@@ -211,7 +211,7 @@ class StudyRunner:
                 del todo[number]
                 job = _Job(task, number, found, self.say)
                 if found not in ('ready', 'started'):
-                    job.tell(f' {found}')
+                    job.tell(found)
                     continue
                 others = [other.task for other in going.values()]
                 self._announce(measured, job, [*others, *todo.values()])
@@ -219,8 +219,8 @@ class StudyRunner:
             if not going:
                 return
             ended, _ = wait(going, return_when=FIRST_COMPLETED)
+            measured.refresh()
             for each in ended:
-                measured.refresh()
                 self._finish(measured, going.pop(each), each)
 
     def _announce(
@@ -233,12 +233,9 @@ class StudyRunner:
             # Its learning rate is known now.
             write_yamls(self.grid, measured)
         seconds = self._pace.left(measured, [job.task, *others]) / self.jobs
-        job.tell(
-            f" {'goes on' if job.found == 'started' else 'starts'}" + (
-                f'; about {duration_text(seconds)} left in all'
-                if seconds else ''
-            ),
-        )
+        begins = 'goes on' if job.found == 'started' else 'starts'
+        left = f'; about {duration_text(seconds)} left in all'
+        job.tell(begins + (left if seconds else ''))
 
     def _finish(self, measured: Measured, job: _Job, ended: Future) -> None:
         task = job.task
@@ -251,12 +248,12 @@ class StudyRunner:
                 )
         except RunFailed as error:
             self.failed[task.name] = str(error)
-            job.tell(f' failed: {error}')
+            job.tell(f'failed: {error}')
             return
         seconds = job.seconds
         if job.found == 'ready' and job.to_start:  # Not the rest of a run.
             self._pace.add(task, job.to_start, seconds)
-        job.tell(f' done in {duration_text(seconds)}')
+        job.tell(f'done in {duration_text(seconds)}')
 
     def _process(self, job: _Job, lock: int) -> None:
         """Does a task; once more, after a fault of the machine that passes."""

@@ -59,7 +59,7 @@ def list_tasks(grid: Grid) -> tuple[Task, ...]:
 
 def _tasks(grid: Grid) -> Iterator[Task]:
     for run in grid.runs:
-        if run.checkpoint is None and run.serves is None:
+        if run.is_training:
             yield Task('train', run)
         if grid.evaluation is None:
             continue

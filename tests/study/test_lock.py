@@ -48,13 +48,13 @@ def test_what_a_killed_runner_started_keeps_the_lock(tmp_path: Path):
         'import sys\n'
         'from pathlib import Path\n'
         'from foundry_upcycle.study.lock import exclusive\n'
-        'from foundry_upcycle.study.process import run_process\n'
+        'from foundry_upcycle.study.process import Processes\n'
         'child = "import os, time; print(os.getpid(), flush=True); '
         'time.sleep(60)"\n'
-        'with exclusive(Path()) as lock:\n'
-        '    run_process([sys.executable, "-c", child], Path("s.log"),\n'
-        '                str.strip, lambda line: print(line, flush=True),\n'
-        '                pass_fds=[lock])\n'
+        'with exclusive(Path()) as lock, Processes() as processes:\n'
+        '    processes.run([sys.executable, "-c", child], Path("s.log"),\n'
+        '        str.strip, lambda line: print(line, flush=True),\n'
+        '        pass_fds=[lock])\n'
     )
     with subprocess.Popen(
         [sys.executable, '-c', program],

@@ -22,7 +22,6 @@ from foundry_upcycle.study.process import (
     Processes,
     Progress,
     RunFailed,
-    run_process,
 )
 from foundry_upcycle.study.runner import StudyRunner
 
@@ -34,12 +33,13 @@ def _run(folder: Path, program: str, shown: Optional[list[str]] = None) -> None:
             shown.append(line)
         return line.strip()
 
-    run_process(
-        [sys.executable, '-c', program],
-        folder / 'logs' / 'run.log',
-        progress,
-        print,
-    )
+    with Processes() as processes:
+        processes.run(
+            [sys.executable, '-c', program],
+            folder / 'logs' / 'run.log',
+            progress,
+            print,
+        )
 
 
 def _alive(pid: int) -> bool:
@@ -128,8 +128,8 @@ def test_an_error_in_the_caller_ends_the_whole_group(tmp_path: Path):
         pids.append(int(line))
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_process(
+    with pytest.raises(KeyboardInterrupt), Processes() as processes:
+        processes.run(
             [sys.executable, '-c', program],
             tmp_path / 'run.log',
             progress,
@@ -142,12 +142,13 @@ def test_sigterm_to_the_caller_ends_the_group(tmp_path: Path):
     program = (
         'import signal, sys\n'
         'from pathlib import Path\n'
-        'from foundry_upcycle.study.process import run_process\n'
+        'from foundry_upcycle.study.process import Processes\n'
         'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
         'child = "import os, time; print(os.getpid(), flush=True); '
         'time.sleep(60)"\n'
-        'run_process([sys.executable, "-c", child], Path("s.log"),\n'
-        '            str.strip, lambda line: print(line, flush=True))\n'
+        'with Processes() as processes:\n'
+        '    processes.run([sys.executable, "-c", child], Path("s.log"),\n'
+        '        str.strip, lambda line: print(line, flush=True))\n'
     )
     caller = subprocess.Popen(
         [sys.executable, '-c', program],
@@ -180,8 +181,9 @@ def test_a_second_signal_does_not_spare_the_group(tmp_path: Path):
         'while True:\n'
         '    time.sleep(60)\n'
         '"""\n'
-        'process.run_process([sys.executable, "-c", child], Path("s.log"),\n'
-        '    str.strip, lambda line: print(line, flush=True))\n'
+        'with process.Processes() as processes:\n'
+        '    processes.run([sys.executable, "-c", child], Path("s.log"),\n'
+        '        str.strip, lambda line: print(line, flush=True))\n'
     )
     with subprocess.Popen(
         [sys.executable, '-c', program],
