@@ -9,12 +9,13 @@ from foundry_upcycle.cli.errors import errors_in_one_line
 from foundry_upcycle.cli.options import (
     AllowOverflow,
     DTypeName,
+    Format,
     NoTokenizer,
     Overwrite,
     Tokenizer,
     dtype_of,
 )
-from foundry_upcycle.config import FileFormat, UpcyclingConfig
+from foundry_upcycle.config import UpcyclingConfig
 
 __all__ = ['app']
 
@@ -142,14 +143,7 @@ def convert(
         int,
         typer.Option(help='Of whatever is drawn.'),
     ] = UpcyclingConfig.seed,
-    file_format: Annotated[
-        FileFormat,
-        typer.Option(
-            '--format',
-            help='pt and dcp (sharded folder) are for load_path, safetensors '
-            'is a Hugging Face folder.',
-        ),
-    ] = 'pt',
+    file_format: Format = 'pt',
     dtype: Annotated[
         Optional[DTypeName],
         typer.Option(help="Of all weights; the source's by default."),

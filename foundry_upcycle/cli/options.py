@@ -4,9 +4,12 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
+from foundry_upcycle.config import FileFormat
+
 __all__ = [
     'AllowOverflow',
     'DTypeName',
+    'Format',
     'NoTokenizer',
     'Overwrite',
     'Tokenizer',
@@ -24,6 +27,14 @@ AllowOverflow = Annotated[
     typer.Option(
         '--allow-overflow',
         help='Let weights that are too large for --dtype become infinite.',
+    ),
+]
+Format = Annotated[
+    FileFormat,
+    typer.Option(
+        '--format',
+        help='pt and dcp (sharded folder) are for load_path, safetensors '
+        'is a Hugging Face folder.',
     ),
 ]
 Tokenizer = Annotated[

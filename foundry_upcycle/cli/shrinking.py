@@ -9,6 +9,7 @@ from foundry_upcycle.cli.errors import errors_in_one_line
 from foundry_upcycle.cli.options import (
     AllowOverflow,
     DTypeName,
+    Format,
     NoTokenizer,
     Overwrite,
     Tokenizer,
@@ -17,7 +18,6 @@ from foundry_upcycle.cli.options import (
 from foundry_upcycle.config import (
     DenseKind,
     ExpertCriterion,
-    FileFormat,
     ShrinkingConfig,
 )
 
@@ -91,14 +91,7 @@ def shrink(
         Optional[str],
         typer.Option(metavar='FILE', help='What calibrate wrote for MOE.'),
     ] = None,
-    file_format: Annotated[
-        FileFormat,
-        typer.Option(
-            '--format',
-            help='pt and dcp (sharded folder) are for load_path, safetensors '
-            'is a Hugging Face folder.',
-        ),
-    ] = 'pt',
+    file_format: Format = 'pt',
     dtype: Annotated[
         Optional[DTypeName],
         typer.Option(help="Of all weights; the mixture's by default."),
