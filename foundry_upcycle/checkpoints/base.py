@@ -17,6 +17,7 @@ __all__ = [
     'FLOAT_DTYPES',
     'HUGGINGFACE_KEY',
     'Checkpoint',
+    'CheckpointView',
     'StoredCheckpoint',
     'TensorInfo',
     'common_dtype',
@@ -115,6 +116,32 @@ class Checkpoint(abc.ABC):
         step = max(1, _BLOCK_BYTES // max(1, row_bytes))
         for first in range(start, stop, step):
             yield self.read(name, 0, first, min(stop, first + step))
+
+
+class CheckpointView(Checkpoint):
+    """A ``Checkpoint`` whose tensors are computed from those of another.
+
+    Casts and whatever lies beside the weights are that one's.
+
+    Args:
+        source: The other.
+        model_config: The MPT config of what it is seen as, flat.
+    """
+
+    def __init__(self, source: Checkpoint, model_config: Mapping[str, Any]):
+        self.path = source.path
+        self.model_config = dict(model_config)
+        self._source = source
+
+    @cached_property
+    def narrowing(self) -> Narrowing:
+        return self._source.narrowing
+
+    def companions(self, with_tokenizer: bool = True) -> Companions:
+        return self._source.companions(with_tokenizer)
+
+    def check_tokens(self, path: str, ids: Mapping[str, int]) -> None:
+        self._source.check_tokens(path, ids)
 
 
 class StoredCheckpoint(Checkpoint):

@@ -3,13 +3,11 @@
 Shape suffixes: D d_model, E experts, N experts that are left, F expert hidden.
 """
 
-from functools import cached_property
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 
 import torch
 
-from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
-from foundry_upcycle.checkpoints.companions import Companions
+from foundry_upcycle.checkpoints.base import CheckpointView, TensorInfo
 from foundry_upcycle.checkpoints.empty import parameter_shapes
 from foundry_upcycle.checkpoints.mixture import Mixture
 from foundry_upcycle.checkpoints.names import (
@@ -20,7 +18,6 @@ from foundry_upcycle.checkpoints.names import (
     parse_expert_name,
     parse_router_name,
 )
-from foundry_upcycle.checkpoints.narrowing import Narrowing
 from foundry_upcycle.checkpoints.settings import config_of
 from foundry_upcycle.errors import CheckpointError
 
@@ -45,7 +42,7 @@ class KeptExpert(NamedTuple):
 Kept = Mapping[int, Sequence[KeptExpert]]
 
 
-class ShrunkCheckpoint(Checkpoint):
+class ShrunkCheckpoint(CheckpointView):
     """A view: what is read is computed from the mixture.
 
     An expert of one member is read as it is. A mean is computed in float32
@@ -71,10 +68,8 @@ class ShrunkCheckpoint(Checkpoint):
         model_config: Mapping[str, Any],
         dtype: Optional[torch.dtype] = None,
     ):
-        self.path = mixture.source.path
-        self.model_config = dict(model_config)
+        super().__init__(mixture.source, model_config)
         self._mixture = mixture
-        self._source = mixture.source
         self._kept = kept
         with config_of(self._source):
             shapes = parameter_shapes(self.model_config)
@@ -89,16 +84,6 @@ class ShrunkCheckpoint(Checkpoint):
         for name, info in self._source.tensors.items():
             if name not in shapes and not is_moe_name(name):
                 raise self._wrong(name, info.shape, None)
-
-    @cached_property
-    def narrowing(self) -> Narrowing:
-        return self._source.narrowing
-
-    def companions(self, with_tokenizer: bool = True) -> Companions:
-        return self._source.companions(with_tokenizer)
-
-    def check_tokens(self, path: str, ids: Mapping[str, int]) -> None:
-        self._source.check_tokens(path, ids)
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         shape, dtype = self.tensors[name]

@@ -1,13 +1,15 @@
 """A dense checkpoint seen as the mixture of experts it becomes."""
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 import torch
 
-from foundry_upcycle.checkpoints.base import Checkpoint, TensorInfo
-from foundry_upcycle.checkpoints.companions import Companions
-from foundry_upcycle.checkpoints.narrowing import Narrowing
+from foundry_upcycle.checkpoints.base import (
+    Checkpoint,
+    CheckpointView,
+    TensorInfo,
+)
 from foundry_upcycle.checkpoints.plan import (
     CarriedTensor,
     ExpertTensor,
@@ -21,7 +23,7 @@ from foundry_upcycle.recipes.base import ExpertRows, seeded_generator
 __all__ = ['UpcycledCheckpoint']
 
 
-class UpcycledCheckpoint(Checkpoint):
+class UpcycledCheckpoint(CheckpointView):
     """A view: what is read is computed from the dense checkpoint.
 
     Held are the parts of one layer's dense tensors that the rows asked for
@@ -50,9 +52,7 @@ class UpcycledCheckpoint(Checkpoint):
         model_config: Mapping[str, Any] = {},  # noqa: B006
         dtype: Optional[torch.dtype] = None,
     ):
-        self.path = dense.path
-        self.model_config = dict(model_config)
-        self._dense = dense
+        super().__init__(dense, model_config)
         self._config = config
         self._recipe = get_recipe(config.recipe)
         self._plan = {item.target: item for item in make_plan(dense, targets)}
@@ -71,20 +71,10 @@ class UpcycledCheckpoint(Checkpoint):
         self._dense_rows = lru_cache(maxsize=3)(self._read_dense_rows)
         self._transposed_rows = lru_cache(maxsize=1)(self._transpose_rows)
 
-    @cached_property
-    def narrowing(self) -> Narrowing:
-        return self._dense.narrowing
-
-    def companions(self, with_tokenizer: bool = True) -> Companions:
-        return self._dense.companions(with_tokenizer)
-
-    def check_tokens(self, path: str, ids: Mapping[str, int]) -> None:
-        self._dense.check_tokens(path, ids)
-
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         item = self._plan[name]
         if isinstance(item, CarriedTensor):
-            return self._dense.read(name, dim, start, stop)
+            return self._source.read(name, dim, start, stop)
         if dim != 0:
             whole = self.read(name, 0, 0, self.tensors[name].shape[0])
             return whole.narrow(dim, start, stop - start)
@@ -96,7 +86,7 @@ class UpcycledCheckpoint(Checkpoint):
     def rows(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
         item = self._plan[name]
         if isinstance(item, CarriedTensor):
-            yield from self._dense.rows(name, start, stop)
+            yield from self._source.rows(name, start, stop)
         elif isinstance(item, RouterTensor):
             yield self._router(item)[start:stop]
         else:
@@ -139,7 +129,7 @@ class UpcycledCheckpoint(Checkpoint):
         stop: int,
     ) -> torch.Tensor:
         dim = 1 if item.transpose else 0
-        dense = self._dense.read(item.source, dim, start, stop)
+        dense = self._source.read(item.source, dim, start, stop)
         dtype = self.tensors[item.target].dtype
         dense = self.narrowing.cast(item.source, dense, dtype)
         # A view: a Hugging Face folder has it transposed again.

@@ -15,11 +15,7 @@ from foundry_upcycle.cli.options import (
     Tokenizer,
     dtype_of,
 )
-from foundry_upcycle.config import (
-    DenseKind,
-    ExpertCriterion,
-    ShrinkingConfig,
-)
+from foundry_upcycle.config import DenseKind, ExpertCriterion, ShrinkingConfig
 
 __all__ = ['app']
 

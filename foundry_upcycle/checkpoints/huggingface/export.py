@@ -1,6 +1,5 @@
 """An MPT checkpoint seen as a Hugging Face model."""
 
-from functools import cached_property
 from typing import Any, Mapping, Optional
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from foundry_upcycle.checkpoints.base import (
     FLOAT_DTYPES,
     Checkpoint,
+    CheckpointView,
     TensorInfo,
     common_dtype,
     dtype_name,
@@ -24,7 +24,6 @@ from foundry_upcycle.checkpoints.huggingface.names import (
 from foundry_upcycle.checkpoints.huggingface.to_huggingface import (
     to_huggingface,
 )
-from foundry_upcycle.checkpoints.narrowing import Narrowing
 from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.config import is_whole
 from foundry_upcycle.errors import CheckpointError, ConfigError
@@ -32,7 +31,7 @@ from foundry_upcycle.errors import CheckpointError, ConfigError
 __all__ = ['ExportedCheckpoint']
 
 
-class ExportedCheckpoint(Checkpoint):
+class ExportedCheckpoint(CheckpointView):
     """A view of an MPT checkpoint under Hugging Face's names.
 
     Unlike every other ``Checkpoint`` its names are not those of Composer's
@@ -65,9 +64,7 @@ class ExportedCheckpoint(Checkpoint):
         top_k: Optional[int] = None,
     ):
         settings = require_mpt(source)
-        self.path = source.path
-        self.model_config = source.model_config
-        self._source = source
+        super().__init__(source, source.model_config)
         mpt_config = nest(source.model_config)
         if top_k is not None:
             _check_top_k(settings, top_k)
@@ -87,10 +84,6 @@ class ExportedCheckpoint(Checkpoint):
         for name, shape in zero_shapes(mpt_config, chosen).items():
             self.tensors[name] = TensorInfo(shape, dtype)
         self.config['torch_dtype'] = dtype_name(dtype)
-
-    @cached_property
-    def narrowing(self) -> Narrowing:
-        return self._source.narrowing
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         shape, dtype = self.tensors[name]
