@@ -93,11 +93,6 @@ class _Counter:
         x_TD: torch.Tensor = inputs[0]
         routing: RouterOutput = inputs[1]
         T, E = routing.scores_TE.shape
-        gates_TE = torch.zeros(T, E).scatter_(
-            1,
-            routing.top_experts_TK,
-            routing.expert_weights_TK,
-        )
         chosen_TE = torch.zeros(
             T, E, dtype=torch.float64
         ).scatter_(
@@ -106,15 +101,11 @@ class _Counter:
             1,
         )
         self._together_EE += chosen_TE.t() @ chosen_TE
-        mlp = experts.mlp
-        w2_EFD, *ups_EFD = mlp.weights_EFD()
         for expert in range(E):
-            token = chosen_TE[:, expert].nonzero().squeeze(1)
-            x = x_TD[token]
-            y = mlp.hidden(*(x @ up[expert].t() for up in ups_EFD))
-            length = (y @ w2_EFD[expert]).norm(dim=-1)
-            weighted = length.double() * gates_TE[token, expert].double()
-            self._norm_E[expert] += weighted.sum()
+            token, slot = torch.where(routing.top_experts_TK == expert)
+            length = experts.mlp.output(expert, x_TD[token]).norm(dim=-1)
+            gate = routing.expert_weights_TK[token, slot]
+            self._norm_E[expert] += (length.double() * gate.double()).sum()
 
     def statistics(self) -> LayerStatistics:
         return LayerStatistics(

@@ -86,6 +86,11 @@ class ExpertMLP(nn.Module):
         """The hidden layer, of what a token's projections are."""
         return self.activation_fn(projections[0])
 
+    def output(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
+        """What one expert makes of tokens, (T, D)."""
+        w2_FD, *ups_FD = (w_EFD[expert] for w_EFD in self.weights_EFD())
+        return self.hidden(*(x_TD @ up_FD.t() for up_FD in ups_FD)) @ w2_FD
+
 
 class ExpertGLU(ExpertMLP):
     """As ``ExpertMLP``, with a gate: ``w1`` is the gate, ``v1`` the up weight.
@@ -112,9 +117,7 @@ def _forward_loop(
     out_TD = None
     for expert in range(mlp.moe_num_experts):
         token, slot = torch.where(routing.top_experts_TK == expert)
-        w2_FD, *ups_FD = (w_EFD[expert] for w_EFD in mlp.weights_EFD())
-        x = x_TD[token]
-        y = mlp.hidden(*(x @ up_FD.t() for up_FD in ups_FD)) @ w2_FD
+        y = mlp.output(expert, x_TD[token])
         y = y * routing.expert_weights_TK[token, slot, None].to(y.dtype)
         if out_TD is None:
             out_TD = y.new_zeros(x_TD.shape)
