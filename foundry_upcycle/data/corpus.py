@@ -35,6 +35,7 @@ __all__ = [
     'SECOND_PHASE',
     'Documents',
     'collect',
+    'is_held_out',
 ]
 
 PRETRAINING_PART = 'python'
@@ -213,8 +214,7 @@ def _split(
         if not new:
             continue
         text = '\n\n'.join(new)
-        held_out = _bucket(text, _HELD_OUT_EVERY) == 0
-        (result.held_out if held_out else result.train).append(text)
+        (result.held_out if is_held_out(text) else result.train).append(text)
         n_chars += len(text)
         if n_chars >= max_chars:
             break
@@ -231,6 +231,11 @@ def _is_new(text: str, seen: set[str]) -> bool:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a document is held out of training, by what tells it apart."""
+    return _bucket(text, _HELD_OUT_EVERY) == 0
 
 
 def _bucket(text: str, n_buckets: int) -> int:

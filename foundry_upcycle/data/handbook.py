@@ -6,7 +6,6 @@ English show what is forgotten. The Debian package debian-handbook ships it
 (GPL-2+ or CC-BY-SA-3.0); any machine with its file can read it.
 """
 
-import hashlib
 import io
 import re
 import subprocess
@@ -14,7 +13,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Collection, Iterator, Mapping, Optional
 
-from foundry_upcycle.data.corpus import Documents
+from foundry_upcycle.data.corpus import Documents, is_held_out
 from foundry_upcycle.errors import CheckpointError
 from foundry_upcycle.files import scratch_folder
 
@@ -22,8 +21,6 @@ __all__ = ['read_handbook']
 
 _PACKAGE = 'debian-handbook'
 _PAGES = PurePosixPath('./usr/share/doc/debian-handbook/html')
-# One page in this many is held out of training, in all languages.
-_HELD_OUT_EVERY = 6
 
 
 def read_handbook(
@@ -48,9 +45,8 @@ def read_handbook(
         content = _unpacked(package or _download(folder))
     found = {language: Documents() for language in languages}
     for language, page, text in _pages(content, languages):
-        number = int(hashlib.sha256(page.encode()).hexdigest()[:8], 16)
         of = found[language]
-        (of.train if number % _HELD_OUT_EVERY else of.held_out).append(text)
+        (of.held_out if is_held_out(page) else of.train).append(text)
     for language, documents in found.items():
         if not documents.train:
             raise CheckpointError(
