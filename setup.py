@@ -17,6 +17,10 @@ _ENTRY_POINTS = {
     'llmfoundry_module_init_fns': [
         'upcycled_dmoe = foundry_upcycle.models.experts:init_experts',
     ],
+    'llmfoundry_algorithms': [
+        'upcycle_distill = '
+        'foundry_upcycle.algorithms.upcycle_distill:UpcycleDistill',
+    ],
     'llmfoundry_callbacks': [
         'sparse_upcycling = '
         'foundry_upcycle.callbacks.sparse_upcycling:SparseUpcycling',

@@ -11,11 +11,13 @@ import small_study
 import tiny
 import tiny_hf
 import tiny_tasks
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from foundry_upcycle.cli.app import app
 from foundry_upcycle.gauntlet.gauntlets import FOLDER
 from foundry_upcycle.gauntlet.tasks import read_tasks
+from foundry_upcycle.planning.flops import ModelShape
 
 COMMANDS = (
     'inspect',
@@ -330,6 +332,20 @@ def test_what_training_costs():
     assert max(map(len, text.splitlines())) <= 100
     text, _ = run('flops', yamls[0])
     assert '1.334' not in text and '5e+19' not in text
+
+
+def test_distillation_costs_the_teachers_forward_pass(tmp_path):
+    teacher = tiny.save_dense(tiny.build_moe(), tmp_path / 'moe.pt')
+    plain = OmegaConf.load(YAMLS / 'quickstart_cpt.yaml')
+    settings = {'upcycle_distill': {'teacher': teacher}}
+    OmegaConf.save(plain, tmp_path / 'plain.yaml')
+    plain.algorithms = settings
+    OmegaConf.save(plain, tmp_path / 'distilled.yaml')
+    text, _ = run('flops', tmp_path / 'plain.yaml', tmp_path / 'distilled.yaml')
+    rows = [line.split() for line in text.splitlines()]
+    more, own = (int(rows[i][4].replace(',', '')) for i in (3, 2))
+    shape = ModelShape.from_config(tiny.moe_config())
+    assert more - own == shape.forward_flops_per_token(128)
 
 
 def test_yamls_of_one_name_are_told_apart(tmp_path):

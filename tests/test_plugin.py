@@ -28,6 +28,7 @@ LAYERS = (
     'conversion',
     'gauntlet',
     'callbacks',
+    'algorithms',
     'data',
     'study',
     'cli',
@@ -36,6 +37,7 @@ LAYERS = (
 
 def test_names_are_registered():
     assert registry.models.get('upcycled_mpt')
+    assert registry.algorithms.get('upcycle_distill')
     assert registry.callbacks.get('sparse_upcycling')
     assert registry.callbacks.get('router_monitor')
     assert registry.callbacks.get('icl_results')

@@ -27,25 +27,29 @@ def parameter_shapes(
     }
 
 
-def empty_model(model_config: Mapping[str, Any]) -> UpcycledMPTForCausalLM:
+def empty_model(
+    model_config: Mapping[str, Any],
+    attn_impl: str = 'torch',
+) -> UpcycledMPTForCausalLM:
     """The model of a config, on no device.
 
     Args:
         model_config: Of a dense or upcycled MPT, keys joined by dots.
+        attn_impl: How attention is computed, whatever the config says.
     """
     verbosity = logging.get_verbosity()
     # Of how the class is written, and of keys of ropes that are not scaled.
     logging.set_verbosity_error()
     try:
         with init_empty_weights():
-            return UpcycledMPTForCausalLM(_cpu_config(model_config))
+            return UpcycledMPTForCausalLM(_config(model_config, attn_impl))
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _cpu_config(flat: Mapping[str, Any]) -> MPTConfig:
+def _config(flat: Mapping[str, Any], attn_impl: str) -> MPTConfig:
     config = nest(flat)
-    attention = {**config.get('attn_config', {}), 'attn_impl': 'torch'}
+    attention = {**config.get('attn_config', {}), 'attn_impl': attn_impl}
     if attention.get('rope_impl') == 'dail':
         # The same, without flash-attn; what only hf reads does not count.
         attention['rope_impl'] = 'hf'

@@ -33,7 +33,8 @@ def flops(
     steps nearest to them. Several YAMLs are compared with the first. Memory
     is that of weights, gradients and Lion's momentum, each in float32, over
     all ranks: FSDP divides it by their number. Left out are activations and
-    copies in lower precision.
+    copies in lower precision. Of a YAML with upcycle_distill, training counts
+    the teacher's forward pass, by the config in its checkpoint.
 
     Example: foundry-upcycle flops yamls/cpt_430m.yaml yamls/upcycle_430m.yaml
     --budget 5e19
@@ -41,9 +42,20 @@ def flops(
     with errors_in_one_line():
         from foundry_upcycle.planning.budget import read_training_budget
         from foundry_upcycle.planning.table import budget_lines
-        budgets = {path: read_training_budget(path) for path in yamls}
+        budgets = {path: read_training_budget(path, _shape) for path in yamls}
         for line in budget_lines(_by_stem(budgets), budget):
             typer.echo(line)
+
+
+def _shape(checkpoint: str) -> Any:
+    # They import torch and LLM Foundry.
+    from foundry_upcycle.checkpoints.base import nest
+    from foundry_upcycle.checkpoints.open import open_checkpoint
+    from foundry_upcycle.checkpoints.settings import require_mpt
+    from foundry_upcycle.planning.flops import ModelShape
+    teacher = open_checkpoint(checkpoint)
+    require_mpt(teacher)
+    return ModelShape.from_config(nest(teacher.model_config))
 
 
 def _by_stem(by_path: dict[str, Any]) -> dict[str, Any]:

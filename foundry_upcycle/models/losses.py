@@ -3,7 +3,7 @@
 Shape suffixes: T tokens, E experts.
 """
 
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import torch
 
@@ -13,19 +13,25 @@ __all__ = ['Losses', 'load_balancing_loss', 'router_z_loss']
 
 
 class Losses(dict):
-    """Losses by name, and their sum as ``total``; passes for that sum as well.
+    """Losses by name, with their ``total``; passes for that one as well.
 
     Composer's trainer minimises and logs a dict. Callbacks of Foundry
     (``kill_loss_spike``, ``fdiff_metrics``) take nothing but a tensor, which
-    this says it is: they get the sum, as it was before the trainer scaled
+    this says it is: they get the total, as it was before the trainer scaled
     ``total``, in place, by the microbatch's share of the batch.
 
     Args:
         losses: Scalars by name.
+        total: What is minimised; None: their sum.
     """
 
-    def __init__(self, losses: Mapping[str, torch.Tensor]):
-        total = torch.stack([*losses.values()]).sum()
+    def __init__(
+        self,
+        losses: Mapping[str, torch.Tensor],
+        total: Optional[torch.Tensor] = None,
+    ):
+        if total is None:
+            total = torch.stack([*losses.values()]).sum()
         dict.__init__(self, {'total': total, **losses})
         self._total = total.detach().clone()
 

@@ -32,10 +32,20 @@ from foundry_upcycle.models.settings import complete_settings, partial_layers
 from foundry_upcycle.planning.top_k import read_top_k
 
 __all__ = [
+    'INPUTS',
     'ComposerUpcycledMPT',
     'UpcycledMPTForCausalLM',
     'UpcycledMPTModel',
 ]
+
+# What an MPT takes of a batch.
+INPUTS = (
+    'input_ids',
+    'attention_mask',
+    'sequence_id',
+    'inputs_embeds',
+    'position_ids',
+)
 
 
 def to_stock_config(config: MPTConfig) -> MPTConfig:
@@ -209,14 +219,7 @@ class ComposerUpcycledMPT(ComposerMPTCausalLM):
             return super().forward(batch)
         # As Foundry's, which asks a registry what kind of FFN it has: on Python
         # 3.12 torch.compile can't trace the entry points there.
-        names = (
-            'input_ids',
-            'attention_mask',
-            'sequence_id',
-            'inputs_embeds',
-            'position_ids',
-        )
-        return self.model(**{name: batch.get(name) for name in names})
+        return self.model(**{name: batch.get(name) for name in INPUTS})
 
     @contextmanager
     def _recorded_routing(self) -> Iterator[None]:

@@ -17,6 +17,8 @@ __all__ = ['TrainingBudget', 'read_training_budget', 'read_training_shape']
 
 _FLOAT32_BYTES = 4
 _T = TypeVar('_T')
+# Says what a checkpoint is a model of.
+_ShapeOf = Callable[[str], ModelShape]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class TrainingBudget:
         n_total_params: All parameters.
         n_active_params: Parameters that a token meets; see ``ModelShape``.
         forward_flops_per_token: At the YAML's ``max_seq_len``.
-        training_flops_per_token: Likewise, forward and backward.
+        training_flops_per_token: Likewise, forward and backward, and forward
+            of a teacher that it is distilled from.
         tokens_per_step: Tokens of one optimizer step, over all ranks.
         n_steps: Optimizer steps until ``max_duration``, the last one whole;
             None where it is in epochs, whose length the data decide.
@@ -66,7 +69,10 @@ class TrainingBudget:
         return _FLOAT32_BYTES * self.n_total_params
 
 
-def read_training_budget(path: str) -> TrainingBudget:
+def read_training_budget(
+    path: str,
+    shape_of: Optional[_ShapeOf] = None,
+) -> TrainingBudget:
     """Reads what an LLM Foundry training YAML says of its cost.
 
     Only the values that count are resolved: others may be such as only
@@ -74,12 +80,14 @@ def read_training_budget(path: str) -> TrainingBudget:
 
     Args:
         path: The YAML.
+        shape_of: Says what a checkpoint is a model of, for YAMLs that distil
+            from one; None: they are refused.
 
     Raises:
         ConfigError: There is no such YAML, or a key that counts is missing or
             can't be used.
     """
-    return _read(path, _budget)
+    return _read(path, lambda config: _budget(config, shape_of))
 
 
 def read_training_shape(path: str) -> tuple[ModelShape, int]:
@@ -166,7 +174,35 @@ def _seq_len(config: _Section) -> int:
     return _whole(config, 'max_seq_len', 'the tokens of a sequence')
 
 
-def _budget(config: _Section) -> TrainingBudget:
+def _teacher(config: _Section) -> Optional[str]:
+    for key in ('algorithms', 'upcycle_distill'):
+        config = config.get(key) or _Section(DictConfig({}))
+    return config.get('teacher')
+
+
+def _teacher_flops(
+    config: _Section,
+    seq_len: int,
+    shape_of: Optional[_ShapeOf],
+) -> int:
+    """FLOPs a token of the teacher's forward pass; 0 without one."""
+    teacher = _teacher(config)
+    if teacher is None:
+        return 0
+    if shape_of is None:
+        raise ConfigError(
+            'algorithms.upcycle_distill.teacher',
+            teacher,
+            'what its forward passes cost is not counted here.',
+            'ask for it with foundry-upcycle flops.',
+        )
+    return shape_of(teacher).forward_flops_per_token(seq_len)
+
+
+def _budget(
+    config: _Section,
+    shape_of: Optional[_ShapeOf],
+) -> TrainingBudget:
     model, seq_len = _model(config), _seq_len(config)
     sequences = _whole(
         config,
@@ -178,7 +214,8 @@ def _budget(config: _Section) -> TrainingBudget:
         n_total_params=shape.n_total_params,
         n_active_params=shape.n_active_params,
         forward_flops_per_token=shape.forward_flops_per_token(seq_len),
-        training_flops_per_token=shape.training_flops_per_token(seq_len),
+        training_flops_per_token=shape.training_flops_per_token(seq_len) +
+        _teacher_flops(config, seq_len, shape_of),
         tokens_per_step=seq_len * sequences,
         n_steps=_n_steps(config.get('max_duration'), seq_len * sequences),
     )

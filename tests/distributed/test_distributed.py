@@ -10,7 +10,7 @@ from composer import Callback
 from composer.loggers import InMemoryLogger
 from distributed.worker import SEED, VARYING
 from llmfoundry.models.mpt import MPTForCausalLM
-from llmfoundry.utils.builders import build_callback
+from llmfoundry.utils.builders import build_algorithm, build_callback
 from two_ranks import run_on_two_ranks
 
 from foundry_upcycle.checkpoints.open import open_checkpoint
@@ -29,6 +29,7 @@ def folder(tmp_path_factory) -> Path:
     dense = tiny.save_dense(tiny.build_dense(), folder / 'dense.pt')
     export_hf(dense, str(folder / 'llama'))
     convert(UpcyclingConfig(dense), str(folder / 'moe'), 'dcp')
+    tiny.save_dense(tiny.build_moe(seed=5), folder / 'teacher.pt')
     run_on_two_ranks(WORKER, folder)
     return folder
 
@@ -205,6 +206,32 @@ def test_a_k_that_varies_is_that_of_one_rank_and_goes_on(folder: Path):
     reader = open_checkpoint(str(folder / 'varying' / 'ep0-ba4'))
     saved = reader.model_config['ffn_config.moe_top_k']
     assert read_top_k(saved, 8) == read_top_k(VARYING['moe_top_k'], 8)
+
+
+def test_a_distilled_run_is_that_of_one_rank_and_goes_on(folder: Path):
+    log = InMemoryLogger()
+    teacher = {'teacher': str(folder / 'teacher.pt')}
+    trainer = tiny.make_trainer(
+        tiny.build_moe(),
+        algorithms=[build_algorithm('upcycle_distill', teacher)],
+        loggers=[log],
+        **as_one_rank(),
+    )
+    trainer.fit()
+    trainer.close()
+    losses = tiny.logged(log, 'loss/train/')
+    whole = load(folder / 'distilled_ddp.losses')
+    first = load(folder / 'distilled_first.losses')
+    resumed = load(folder / 'distilled_resumed.losses')
+    assert {'loss/train/kl', 'loss/train/lbl'} <= losses.keys()
+    for name, values in losses.items():
+        assert whole[name] == pytest.approx(values, abs=1e-5), name
+        sharded = first[name] + resumed[name]
+        assert sharded == pytest.approx(values, abs=1e-5), name
+    weights = tiny.full_state(trainer.state.model)
+    for name in ('distilled_ddp', 'distilled_resumed'):
+        for key, weight in load(folder / f'{name}.trained').items():
+            torch.testing.assert_close(weight, weights[key], atol=1e-5, rtol=0)
 
 
 def test_sharded_source_carries_its_config(folder: Path):

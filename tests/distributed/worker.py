@@ -17,7 +17,7 @@ from composer.loggers import InMemoryLogger
 from composer.utils import dist, file_helpers, get_device
 from composer.utils.object_store import LibcloudObjectStore
 from llmfoundry.callbacks import HuggingFaceCheckpointer
-from llmfoundry.utils.builders import build_callback
+from llmfoundry.utils.builders import build_algorithm, build_callback
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -198,6 +198,36 @@ def train_with_varying_top_k(folder: Path) -> None:
         dist.barrier()
 
 
+def distill(folder: Path) -> None:
+    """From a mixture, under DDP, FSDP2 and FSDP2 that is interrupted."""
+    resumable = {
+        'run_name': 'distilled',
+        'parallelism_config': SHARDED,
+        'lr': fsdp_lr(),
+        'save_folder': str(folder / 'distilled'),
+        'save_latest_filename': 'latest-sharded-rank{rank}',
+        'save_interval': '1ba',
+        'autoresume': True,
+    }
+    for name, duration, more in (
+        ('distilled_ddp', '4ba', {}),
+        ('distilled_first', '2ba', resumable),
+        ('distilled_resumed', '4ba', resumable),
+    ):
+        teacher = {'teacher': str(folder / 'teacher.pt')}
+        trainer, log = train(
+            tiny.build_moe(),
+            duration=duration,
+            algorithms=[build_algorithm('upcycle_distill', teacher)],
+            **more,
+        )
+        trainer.fit()
+        trainer.close()
+        save(tiny.logged(log, 'loss/train/'), folder / f'{name}.losses')
+        save(tiny.full_state(trainer.state.model), folder / f'{name}.trained')
+        dist.barrier()
+
+
 def main(folder: Path) -> None:
     dist.initialize_dist(get_device('cpu'))
     sharded = save_dense_sharded(folder)
@@ -286,6 +316,7 @@ def main(folder: Path) -> None:
     save(tiny.full_state(trainer.state.model), folder / 'resumed.trained')
 
     train_with_varying_top_k(folder)
+    distill(folder)
 
     check_errors_reach_all_ranks(folder)
     check_hybrid_sharding(folder)

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.budget import TrainingBudget, read_training_budget
+from foundry_upcycle.planning.flops import ModelShape
 
 YAMLS = Path(__file__).parents[2] / 'yamls'
 
@@ -64,6 +66,32 @@ def test_by_hand(tmp_path):
     assert budget.n_tokens == 60
     assert budget.n_flops == 60 * 3 * forward
     assert budget.float32_bytes == 4 * 1832
+
+
+DISTILLED = f'''
+{SMALL}
+algorithms:
+  upcycle_distill:
+    teacher: moe.pt
+'''
+
+
+def test_a_teacher_costs_its_forward_pass(tmp_path):
+    path = tmp_path / 'train.yaml'
+    path.write_text(DISTILLED)
+    asked = []
+
+    def shape_of(checkpoint: str) -> ModelShape:
+        asked.append(checkpoint)
+        return ModelShape.from_config(OmegaConf.create(SMALL)['model'])
+
+    budget = read_training_budget(str(path), shape_of)
+    forward = 2 * TOTAL + 256
+    assert budget.forward_flops_per_token == forward
+    assert budget.training_flops_per_token == 4 * forward
+    assert asked == ['moe.pt']
+    with pytest.raises(ConfigError, match="upcycle_distill.teacher='moe.pt'"):
+        read(tmp_path, DISTILLED)
 
 
 def test_the_papers_upcycling():

@@ -1,0 +1,1 @@
+"""Algorithms for Composer's trainer, which change what is trained."""
