@@ -7,6 +7,7 @@ from typing import Any, Literal, Mapping, Optional, Sequence, TypeGuard
 from foundry_upcycle.errors import ConfigError
 
 __all__ = [
+    'MOE_FFN_TYPES',
     'DenseKind',
     'ExpertCriterion',
     'FileFormat',
@@ -15,7 +16,11 @@ __all__ = [
     'is_number',
     'is_whole',
     'partial_moe_layers',
+    'resolve_ffn_hidden_size',
 ]
+
+# Mixtures of experts: ``model.ffn_config.ffn_type``.
+MOE_FFN_TYPES = ('upcycled_dmoe', 'torch_dmoe', 'mb_dmoe')
 
 # What an offline conversion writes.
 FileFormat = Literal['pt', 'dcp', 'safetensors']
@@ -75,6 +80,29 @@ def partial_moe_layers(
         'list the blocks that are to be mixtures, counted from 0, such as '
         '[1, 3, 5]; null for all.',
     )
+
+
+def resolve_ffn_hidden_size(
+    d_model: int,
+    expansion_ratio: int | float,
+    ffn_hidden_size: Optional[int] = None,
+) -> int:
+    """Hidden size F of a feed-forward layer, as LLM Foundry has it.
+
+    Raises:
+        ConfigError: It is not given, and ``d_model * expansion_ratio`` is no
+            whole number.
+    """
+    if ffn_hidden_size is not None:
+        return ffn_hidden_size
+    if int(d_model * expansion_ratio) != d_model * expansion_ratio:
+        raise ConfigError(
+            'model.expansion_ratio',
+            expansion_ratio,
+            f'times d_model={d_model} it is no whole number.',
+            'set ffn_config.ffn_hidden_size.',
+        )
+    return int(d_model * expansion_ratio)
 
 
 @dataclass(frozen=True)

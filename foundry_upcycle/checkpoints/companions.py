@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-from transformers.dynamic_module_utils import get_relative_imports
-
 from foundry_upcycle.checkpoints.huggingface.architectures import TOKEN_IDS
 from foundry_upcycle.checkpoints.source import SourceFiles
 from foundry_upcycle.checkpoints.tokens import Tokens, read_json, read_tokens
@@ -161,6 +159,9 @@ def _names(folder: Path, with_tokenizer: bool) -> Iterator[str]:
 def _code_files(folder: Path) -> Iterator[str]:
     """Names of the files that a tokenizer's own class is in."""
     left, seen = [*_own_modules(folder / TOKENIZER_CONFIG)], set()
+    if not left:
+        return
+    from transformers.dynamic_module_utils import get_relative_imports
     while left:
         module = left.pop()
         file = folder / f'{module}.py'

@@ -10,21 +10,7 @@ from transformers.utils import logging
 from foundry_upcycle.checkpoints.base import nest
 from foundry_upcycle.models.upcycled_mpt import UpcycledMPTForCausalLM
 
-__all__ = ['empty_model', 'parameter_shapes']
-
-
-def parameter_shapes(
-    model_config: Mapping[str, Any],
-) -> dict[str, tuple[int, ...]]:
-    """Every parameter of a model and its shape, as checkpoints name them.
-
-    Args:
-        model_config: Of a dense or upcycled MPT, keys joined by dots.
-    """
-    return {
-        f'model.{name}': tuple(parameter.shape)
-        for name, parameter in empty_model(model_config).named_parameters()
-    }
+__all__ = ['empty_model']
 
 
 def empty_model(

@@ -16,7 +16,6 @@ from foundry_upcycle.checkpoints.huggingface.reader import (
     is_huggingface_folder,
 )
 from foundry_upcycle.checkpoints.readers.monolithic import MonolithicReader
-from foundry_upcycle.checkpoints.readers.sharded import ShardedReader
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['open_checkpoint', 'require_existing']
@@ -45,6 +44,9 @@ def open_checkpoint(path: str) -> StoredCheckpoint:
             return HuggingFaceReader(path)
         if os.path.isdir(path):
             _refuse_other_folders(path)
+            from foundry_upcycle.checkpoints.readers.sharded import (
+                ShardedReader,
+            )
             return ShardedReader(path)
         return (GGUFReader if is_gguf(path) else MonolithicReader)(path)
     except OSError as error:

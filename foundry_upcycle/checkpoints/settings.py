@@ -5,15 +5,19 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any, Iterator, Mapping, Optional
 
-from llmfoundry.models.layers.ffn import resolve_ffn_hidden_size
-from llmfoundry.models.mpt.configuration_mpt import MPTConfig
-from llmfoundry.models.mpt.modeling_mpt import MPTModel
-
 from foundry_upcycle.checkpoints.base import Checkpoint, flatten, nest
-from foundry_upcycle.config import is_number, partial_moe_layers
+from foundry_upcycle.checkpoints.foundry_config import (
+    blocks_in_order,
+    with_defaults,
+)
+from foundry_upcycle.config import (
+    MOE_FFN_TYPES,
+    is_number,
+    partial_moe_layers,
+    resolve_ffn_hidden_size,
+)
 from foundry_upcycle.errors import CheckpointError, ConfigError, shown
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
-from foundry_upcycle.models.settings import MOE_FFN_TYPES
 
 __all__ = ['NO_ROPE', 'complete', 'config_of', 'require_mpt']
 
@@ -43,7 +47,7 @@ def complete(mpt_config: Mapping[str, Any]) -> dict[str, Any]:
             used.
     """
     given = flatten(mpt_config)
-    mpt = {**flatten(MPTConfig().to_dict()), **given}
+    mpt = {**flatten(with_defaults({})), **given}
     if given.get('attention_bias') is None:
         mpt['attention_bias'] = not mpt['no_bias']
     if mpt['attn_config.rope']:
@@ -191,7 +195,7 @@ def _overrides(
         return None
     try:
         named = {'default': {}, **given['overrides']}
-        order = MPTModel._get_modules_order_expanded(given['order'])
+        order = [*blocks_in_order(given['order'])]
         blocks = [flatten(named[i]) for i in order * given.get('repeat', 1)]
     except (AttributeError, KeyError, TypeError, ValueError):
         blocks = []

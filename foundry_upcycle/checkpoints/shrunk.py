@@ -8,7 +8,6 @@ from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 import torch
 
 from foundry_upcycle.checkpoints.base import CheckpointView, TensorInfo
-from foundry_upcycle.checkpoints.empty import parameter_shapes
 from foundry_upcycle.checkpoints.mixture import Mixture
 from foundry_upcycle.checkpoints.names import (
     ExpertName,
@@ -19,6 +18,7 @@ from foundry_upcycle.checkpoints.names import (
     parse_router_name,
 )
 from foundry_upcycle.checkpoints.settings import config_of
+from foundry_upcycle.checkpoints.shapes import parameter_shapes
 from foundry_upcycle.errors import CheckpointError
 
 __all__ = ['Kept', 'KeptExpert', 'ShrunkCheckpoint']

@@ -5,8 +5,6 @@ import warnings
 from pathlib import Path
 from typing import Optional
 
-from transformers.models.auto.tokenization_auto import AutoTokenizer
-
 from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.huggingface.reader import (
@@ -108,6 +106,8 @@ def warn_if_unloadable(folder: Path, runs_code: bool) -> None:
         folder: Where it was written.
         runs_code: Whether it has a class of its own, which is not run.
     """
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
     try:
         AutoTokenizer.from_pretrained(
             folder,

@@ -10,7 +10,6 @@ from foundry_upcycle.checkpoints.base import (
     flatten,
     nest,
 )
-from foundry_upcycle.checkpoints.empty import parameter_shapes
 from foundry_upcycle.checkpoints.huggingface.reader import (
     HuggingFaceReader,
     is_huggingface_folder,
@@ -19,6 +18,7 @@ from foundry_upcycle.checkpoints.names import dense_mlp_type
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.checkpoints.plan import refuse_mixture
 from foundry_upcycle.checkpoints.settings import config_of, require_mpt
+from foundry_upcycle.checkpoints.shapes import parameter_shapes
 from foundry_upcycle.checkpoints.upcycled import UpcycledCheckpoint
 from foundry_upcycle.config import (
     FileFormat,

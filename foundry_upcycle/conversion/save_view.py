@@ -7,7 +7,6 @@ import torch
 from foundry_upcycle.checkpoints.base import Checkpoint
 from foundry_upcycle.checkpoints.companions import Companions
 from foundry_upcycle.checkpoints.writers.monolithic import write_monolithic
-from foundry_upcycle.checkpoints.writers.sharded import write_sharded
 from foundry_upcycle.config import FileFormat
 from foundry_upcycle.conversion.companions import choose_companions
 from foundry_upcycle.conversion.export_hf import huggingface_writer
@@ -82,7 +81,10 @@ def _composer_writer(
     file_format: FileFormat,
     dtype: Optional[torch.dtype],
 ) -> Writer:
-    write = write_sharded if file_format == 'dcp' else write_monolithic
+    write = write_monolithic
+    if file_format == 'dcp':
+        from foundry_upcycle.checkpoints.writers.sharded import write_sharded
+        write = write_sharded
     return lambda path, progress: write(
         view,
         path,

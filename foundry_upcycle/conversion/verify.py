@@ -26,7 +26,6 @@ from foundry_upcycle.conversion.manifest import (
     hash_files,
 )
 from foundry_upcycle.conversion.shrink import shrunk_again
-from foundry_upcycle.conversion.streamed import streamed_logits
 from foundry_upcycle.errors import CheckpointError, ConfigError
 
 __all__ = ['Verification', 'verify']
@@ -290,6 +289,8 @@ def _logits_difference(
     n_tokens: int,
     seed: int,
 ) -> float:
+    from foundry_upcycle.conversion.streamed import streamed_logits
+
     config = require_mpt(target)
     n_tokens = min(n_tokens, config['max_seq_len'])
     generator = torch.Generator().manual_seed(seed)

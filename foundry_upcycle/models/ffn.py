@@ -1,15 +1,12 @@
 """The feed-forward layer ``upcycled_dmoe``: a dropless mixture of experts."""
 
+from functools import partial
 from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
 import torch
-from llmfoundry.models.layers.ffn import (
-    resolve_ffn_act_fn,
-    resolve_ffn_hidden_size,
-)
 from torch import nn
 
-from foundry_upcycle.config import is_number, is_whole
+from foundry_upcycle.config import is_number, is_whole, resolve_ffn_hidden_size
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.experts import BACKENDS, MLP_TYPES, Experts
 from foundry_upcycle.models.grouped import GROUPED_MM, ROW_MULTIPLE, is_aligned
@@ -21,6 +18,8 @@ __all__ = ['UpcycledDMoE', 'build_upcycled_dmoe']
 # Beyond what any model has; more would be asked of the memory first.
 _MAX_EXPERTS = 1 << 16
 _MAX_HIDDEN = 1 << 24
+# What Foundry's FFNs have by default.
+_GELU = {'name': 'gelu', 'approximate': 'none'}
 
 
 class UpcycledDMoE(nn.Module):
@@ -276,7 +275,7 @@ def _activation(
     accepted = 'null, or a mapping such as {name: silu}'
     _check('ffn_act_fn', ffn_act_fn, ffn_act_fn is None or is_named, accepted)
     try:
-        function = resolve_ffn_act_fn(ffn_act_fn and dict(ffn_act_fn))
+        function = _resolve_ffn_act_fn(ffn_act_fn or _GELU)
         function(torch.zeros(1))
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConfigError(
@@ -287,6 +286,18 @@ def _activation(
             f'set it to {accepted}.',
         ) from error
     return function
+
+
+def _resolve_ffn_act_fn(
+    ffn_act_fn: Mapping[str, Any],
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """As Foundry's, which is loaded only for what torch has not."""
+    arguments = dict(ffn_act_fn)
+    function = getattr(nn.functional, arguments.pop('name'), None)
+    if function is not None:
+        return partial(function, **arguments)
+    from llmfoundry.models.layers.ffn import resolve_ffn_act_fn
+    return resolve_ffn_act_fn(dict(ffn_act_fn))
 
 
 def _check(key: str, value: Any, ok: bool, accepted: str) -> None:

@@ -8,14 +8,12 @@ from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 from llmfoundry.models.mpt.modeling_mpt import ComposerMPTCausalLM
 from transformers.configuration_utils import PretrainedConfig
 
-from foundry_upcycle.config import partial_moe_layers
+from foundry_upcycle.config import MOE_FFN_TYPES, partial_moe_layers
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
 from foundry_upcycle.planning.top_k import refuse_varying_top_k
 
-__all__ = ['MOE_FFN_TYPES', 'complete_settings', 'partial_layers']
-
-MOE_FFN_TYPES = ('upcycled_dmoe', 'torch_dmoe', 'mb_dmoe')
+__all__ = ['complete_settings', 'partial_layers']
 
 # What torch_dmoe and upcycled_dmoe both take, and Foundry's builder of the one
 # has no defaults for.

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 import torch
-from transformers.generation.configuration_utils import GenerationConfig
-from transformers.models.auto.configuration_auto import AutoConfig
 
 from foundry_upcycle.checkpoints.huggingface.architectures import (
     ARCHITECTURES,
@@ -113,6 +111,9 @@ def read_hf_config(file: GGUFFile) -> dict[str, Any]:
 
 def write_configs(hf_config: Mapping[str, Any], folder: Path) -> None:
     """Writes ``config.json`` and ``generation_config.json``."""
+    from transformers.generation.configuration_utils import GenerationConfig
+    from transformers.models.auto.configuration_auto import AutoConfig
+
     config = AutoConfig.for_model(
         **hf_config,
         architectures=[ARCHITECTURES[hf_config['model_type']].class_name],

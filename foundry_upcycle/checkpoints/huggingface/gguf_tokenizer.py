@@ -18,7 +18,6 @@ from tokenizers import (
     pre_tokenizers,
     processors,
 )
-from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from foundry_upcycle.checkpoints.huggingface.gguf_file import GGUFFile
 from foundry_upcycle.errors import CheckpointError
@@ -91,6 +90,8 @@ def write_tokenizer(file: GGUFFile, max_length: int, folder: Path) -> None:
     Raises:
         CheckpointError: It is of another kind, or damaged.
     """
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+
     kind = file.require('tokenizer.ggml.model', 'a text', _GIVE_TOKENIZER)
     if kind != 'gpt2':
         raise file.error(

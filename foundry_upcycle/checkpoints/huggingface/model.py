@@ -1,13 +1,10 @@
 """A Hugging Face model under MPT's names, wherever its tensors lie."""
 
 import abc
-import copy
-import warnings
 from dataclasses import replace
 from typing import Any, Mapping, Optional
 
 import torch
-from llmfoundry.models.mpt.configuration_mpt import MPTConfig
 
 from foundry_upcycle.checkpoints.base import (
     StoredCheckpoint,
@@ -16,6 +13,10 @@ from foundry_upcycle.checkpoints.base import (
     dtype_name,
     flatten,
 )
+from foundry_upcycle.checkpoints.foundry_config import (
+    CONFIG_DEFAULTS,
+    with_defaults,
+)
 from foundry_upcycle.checkpoints.huggingface.folding import multipliers
 from foundry_upcycle.checkpoints.huggingface.names import (
     Part,
@@ -23,6 +24,7 @@ from foundry_upcycle.checkpoints.huggingface.names import (
     mpt_shapes,
     parts,
 )
+from foundry_upcycle.checkpoints.huggingface.own import MPT
 from foundry_upcycle.checkpoints.huggingface.to_mpt import to_mpt
 from foundry_upcycle.checkpoints.huggingface.zeros import without_zeros
 from foundry_upcycle.config import is_whole
@@ -263,7 +265,14 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _as_saved(section: Mapping[str, Any]) -> dict[str, Any]:
     """The config that Composer would save beside such a model."""
-    with warnings.catch_warnings():
-        # Foundry warns that rope replaces learned positions.
-        warnings.simplefilter('ignore')
-        return MPTConfig(**copy.deepcopy(dict(section))).to_dict()
+    from transformers.configuration_utils import PretrainedConfig
+
+    of_mpt = with_defaults(section)
+    of_all = PretrainedConfig(
+        tie_word_embeddings=of_mpt.pop('tie_word_embeddings'),
+        **{
+            key: of_mpt.pop(key)
+            for key in of_mpt.keys() - CONFIG_DEFAULTS.keys()
+        },
+    ).to_dict()
+    return {**of_mpt, **of_all, 'model_type': MPT}

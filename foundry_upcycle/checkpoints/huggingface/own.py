@@ -7,29 +7,24 @@ import copy
 from inspect import signature
 from typing import Any, Mapping
 
-from llmfoundry.models.layers.attention import GroupedQueryAttention
-from llmfoundry.models.mpt.configuration_mpt import MPTConfig
-from llmfoundry.models.utils.config_defaults import attn_config_defaults
-
 from foundry_upcycle.checkpoints.base import flatten
-from foundry_upcycle.checkpoints.empty import parameter_shapes
+from foundry_upcycle.checkpoints.foundry_config import (
+    ATTENTION_SETTINGS,
+    CONFIG_DEFAULTS,
+)
 from foundry_upcycle.checkpoints.settings import complete
-from foundry_upcycle.config import is_whole
+from foundry_upcycle.checkpoints.shapes import parameter_shapes
+from foundry_upcycle.config import MOE_FFN_TYPES, is_whole
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.models.ffn import build_upcycled_dmoe
-from foundry_upcycle.models.settings import MOE_FFN_TYPES
 
 __all__ = ['MPT', 'own_section', 'own_shapes']
 
 MPT = 'mpt'
 
 # Keys of a run, not of the model.
-_OF_A_RUN = {'self', 'kwargs', 'init_device', 'use_cache'}
+_OF_A_RUN = {'init_device', 'use_cache'}
 _SIZES = {'d_model', 'n_heads', 'n_layers', 'max_seq_len', 'vocab_size'}
-_ATTENTION = (
-    attn_config_defaults.keys()
-    | signature(GroupedQueryAttention).parameters.keys()
-)
 # The defaults of ``mb_dmoe`` that are not those of ``upcycled_dmoe``.
 _MEGABLOCKS = {
     'mlp_type': 'mlp',
@@ -53,7 +48,7 @@ def own_section(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: It is of something that MPT no longer computes.
     """
-    wanted = signature(MPTConfig).parameters.keys() - _OF_A_RUN
+    wanted = CONFIG_DEFAULTS.keys() - _OF_A_RUN
     section = {k: copy.deepcopy(v) for k, v in hf_config.items() if k in wanted}
     for key in _SIZES & section.keys():
         if not is_whole(section[key]) or section[key] < 1:
@@ -83,7 +78,7 @@ def own_section(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     section['attn_config'] = {
         **{
             k: v
-            for k, v in section['attn_config'].items() if k in _ATTENTION
+            for k, v in section['attn_config'].items() if k in ATTENTION_SETTINGS
         },
         'attn_impl': 'torch',
     }

@@ -67,7 +67,7 @@ def to_huggingface(
     hf |= {name: mpt[key] for name, key in architecture.all_fields.items()}
     hf |= _hf_window(mpt, model_type, architecture)
     # Else transformers' defaults stand for another tokenizer's tokens.
-    hf |= {key: mpt[key] for key in TOKEN_IDS}
+    hf |= {key: mpt.get(key) for key in TOKEN_IDS}
     if architecture.is_gemma:
         hf['hidden_activation'] = activation
     if architecture.is_moe and NORMALIZE not in architecture.settings:

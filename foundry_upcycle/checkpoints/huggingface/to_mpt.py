@@ -3,8 +3,6 @@
 import warnings
 from typing import Any, Mapping, Optional
 
-from transformers.models.auto.configuration_auto import AutoConfig
-
 from foundry_upcycle.checkpoints.base import nest
 from foundry_upcycle.checkpoints.huggingface.architectures import (
     ACTIVATION_ALIASES,
@@ -116,6 +114,8 @@ def _in_transformers(
     chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All keys of an architecture, of which some are chosen."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
     model_type = architecture.config_of or given['model_type']
     keys = {**architecture.defaults, **chosen}
     return AutoConfig.for_model(model_type, **keys).to_dict()

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from composer.models import ComposerModel
+from llmfoundry.models.mpt import MPTConfig
 from llmfoundry.utils.builders import build_composer_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from foundry_upcycle.checkpoints.base import flatten
 from foundry_upcycle.checkpoints.exactness import check_same_function
 from foundry_upcycle.checkpoints.huggingface.architectures import ARCHITECTURES
 from foundry_upcycle.checkpoints.huggingface.export import ExportedCheckpoint
@@ -247,6 +249,16 @@ def test_logits_are_those_of_transformers(name, tmp_path):
     logits = mpt.model(batch['input_ids']).logits
     expected = model(batch['input_ids']).logits
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', CARRIED)
+def test_config_is_what_composer_would_save(name, tmp_path):
+    save_hf(name, tmp_path)
+    reader = HuggingFaceReader(str(tmp_path))
+    expected = MPTConfig(**copy.deepcopy(reader.section)).to_dict()
+    # In its order, too.
+    found = [*reader.model_config.items()]
+    assert found == [*flatten(expected).items()]
 
 
 @pytest.mark.parametrize('name', CARRIED)
