@@ -71,8 +71,9 @@ def run_lm_eval(args: argparse.Namespace) -> None:
         str(args.model),
         str(args.out / 'records'),
         str(args.out),
-        str(args.batch_size),
         *args.tasks,
+        '--batch-size',
+        str(args.batch_size),
     )
 
 

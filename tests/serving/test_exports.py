@@ -11,11 +11,11 @@ import pytest
 import tiny
 import tiny_hf
 import torch
+from served import PYTHON, continued, make_distinct
 
 from foundry_upcycle.conversion.export_hf import export_hf
 
 PROJECT = Path(__file__).parents[2]
-PYTHON = PROJECT / '.venv-vllm' / 'bin' / 'python'
 
 MAX_TOKENS = 8
 TOLERANCE = 1e-4
@@ -105,12 +105,7 @@ def build(case: Case) -> Any:
         model = tiny.build_moe(ffn, **changes)
     else:
         model = tiny.build_dense(**changes)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            std = 1.0 if 'router' in name else 0.1
-            parameter.add_(torch.randn_like(parameter) * std)
-    return model
+    return make_distinct(model)
 
 
 def reference(name: str,
@@ -121,17 +116,6 @@ def reference(name: str,
         return lambda ids: mpt(ids).logits
     model = tiny_hf.load(folder)
     return lambda ids: model(ids).logits
-
-
-def continued(
-    logits: Callable[[torch.Tensor], torch.Tensor],
-    prompt: list[int],
-) -> list[int]:
-    """What greedy decoding appends."""
-    ids = [*prompt]
-    for _ in range(MAX_TOKENS):
-        ids.append(int(logits(torch.tensor([ids]))[0, -1].argmax()))
-    return ids[len(prompt):]
 
 
 @pytest.fixture(scope='module')
@@ -210,7 +194,7 @@ def test_vllm_computes_the_same(name, folders, prompts, in_vllm):
         expected = logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0]
         found = torch.tensor(served['logprobs'][i])
         assert (found - expected).abs().max() <= TOLERANCE
-        assert served['tokens'][i] == continued(logits, prompt)
+        assert served['tokens'][i] == continued(logits, prompt, MAX_TOKENS)
 
 
 @pytest.mark.vllm

@@ -28,6 +28,7 @@ __all__ = [
     'count_elements',
     'count_parameters',
     'describe_model_folder',
+    'read_config',
     'weight_bytes',
     'write_model_folder',
 ]
@@ -179,13 +180,18 @@ def weight_bytes(
     return count_parameters(shape, experts) * BYTES_PER_WEIGHT[dtype]
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a real folder."""
+    return _read_json(folder, 'config.json')
+
+
 def check_model_folder(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a real folder whose weights are all there.
 
     Args:
         folder: As ``foundry-upcycle export-hf`` writes it.
     """
-    config = _read_json(folder, 'config.json')
+    config = read_config(folder)
     missing = [
         name for name in _weight_files(folder) if not (folder / name).is_file()
     ]

@@ -16,6 +16,7 @@ from typing import Optional
 
 import numpy as np
 
+from benchmarks.inference.engine.token_lines import TokenFile
 from benchmarks.inference.errors import HarnessError
 
 __all__ = ['random_prompts', 'seed_of', 'write_prompts']
@@ -103,10 +104,10 @@ def _drawn_prompts(
     seed: int,
 ) -> Iterator[list[int]]:
     """Different lines of a file; all are checked, whichever are drawn."""
-    prompts = _read_prompts(source, length, vocab_size)
+    file = TokenFile('workload.prompts', source, 'tokenize_prompts.py')
+    prompts = list(_cut_prompts(file, length, vocab_size))
     if len(prompts) < n:
-        raise _source_error(
-            source,
+        raise file.error(
             f'it has {len(prompts)} prompts; a point needs {n}.',
             'write more, or lower workload.requests or workload.seconds.',
         )
@@ -114,45 +115,16 @@ def _drawn_prompts(
     return (prompts[index].tolist() for index in order[:n])
 
 
-def _read_prompts(
-    source: Path,
+def _cut_prompts(
+    file: TokenFile,
     length: int,
     vocab_size: int,
-) -> list[np.ndarray]:
-    try:
-        lines = source.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise _source_error(source, f"it can't be read: {error!r}.") from error
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            ids = np.array(json.loads(line)['prompt'])
-        except (ValueError, KeyError, TypeError) as error:
-            problem = f'line {number} is no prompt: {error!r}.'
-            raise _source_error(source, problem) from error
-        if ids.ndim != 1 or ids.dtype.kind != 'i' or ids.min() < 0:
-            problem = f'line {number} has something else than token ids.'
-            raise _source_error(source, problem)
-        if len(ids) < length:
-            raise _source_error(
-                source,
-                f'line {number} has {len(ids)} tokens, not {length}.',
+) -> Iterator[np.ndarray]:
+    for line in file.lines(vocab_size):
+        if len(line.ids) < length:
+            raise file.error(
+                f'line {line.number} has {len(line.ids)} tokens, not '
+                f'{length}.',
                 'write longer prompts, or lower workload.input_tokens.',
             )
-        if ids.max() >= vocab_size:
-            raise _source_error(
-                source,
-                f'line {number} has token {ids.max()}; the model has '
-                f'{vocab_size}.',
-                'write the prompts with the model\'s own tokenizer.',
-            )
-        prompts.append(ids[:length])
-    return prompts
-
-
-def _source_error(
-    source: Path,
-    problem: str,
-    fix: str = 'write it with benchmarks/inference/tokenize_prompts.py.',
-) -> HarnessError:
-    return HarnessError('workload.prompts', str(source), problem, fix)
+        yield line.ids[:length]

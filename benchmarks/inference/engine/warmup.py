@@ -6,12 +6,10 @@ alone.
 """
 
 import http.client
-import json
 import threading
-import urllib.request
 from collections.abc import Sequence
 
-from benchmarks.inference.engine.server import MODEL_NAME
+from benchmarks.inference.engine.client import complete
 from benchmarks.inference.errors import HarnessError
 
 __all__ = ['warm_up']
@@ -73,17 +71,9 @@ def _complete(
 ) -> int:
     """Asks for tokens as the load does; returns how many came."""
     body = {
-        'model': MODEL_NAME,
         'prompt': list(prompt),
         'max_tokens': output_tokens,
         'temperature': 0.0 if greedy else 1.0,
         'ignore_eos': True,
-        'detokenize': False,
     }
-    request = urllib.request.Request(
-        f'{url}/v1/completions',
-        json.dumps(body).encode(),
-        {'Content-Type': 'application/json'},
-    )
-    with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-        return json.load(answer)['usage']['completion_tokens']
+    return complete(url, body, timeout_s)['usage']['completion_tokens']

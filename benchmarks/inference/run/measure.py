@@ -46,6 +46,8 @@ from benchmarks.inference.engine.server import (
 )
 from benchmarks.inference.engine.warmup import warm_up
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.run.quality import ask_quality
+from benchmarks.inference.run.store import Item
 from benchmarks.inference.study.config import Shape, Study
 from benchmarks.inference.study.points import (
     Point,
@@ -53,6 +55,7 @@ from benchmarks.inference.study.points import (
     routing_of,
     weight_bytes_of,
 )
+from benchmarks.inference.study.probes import Probe
 
 __all__ = ['VllmBackend', 'VllmServing']
 
@@ -152,9 +155,8 @@ class VllmBackend:
         Beside dummies it writes how they are routed.
         """
         size = server.size
-        source = size.dense if server.is_dense else size.moe
-        if isinstance(source, Path):
-            return source, check_model_folder(source)
+        if isinstance(server.model, Path):
+            return server.model, check_model_folder(server.model)
         assert isinstance(size.dense, Shape)  # for pyright: as config.py checks
         shape = asdict(size.dense)
         model = folder / 'model'
@@ -230,11 +232,13 @@ class VllmServing:
             self.running.check_alive()
             sleep(0.1)
 
-    def measure(self, point: Point, folder: Path) -> dict[str, Any]:
+    def measure(self, item: Item, folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         begin = self.running.log.stat().st_size
         try:
-            return self._measure(point, folder)
+            if isinstance(item, Probe):
+                return self._probe(item, folder)
+            return self._measure(item, folder)
         finally:
             with self.running.log.open('rb') as log:
                 log.seek(begin)
@@ -280,6 +284,19 @@ class VllmServing:
             },
             'expert_load': self._expert_load(routed_before, n),
         }
+
+    def _probe(self, probe: Probe, folder: Path) -> dict[str, Any]:
+        quality = ask_quality(
+            probe.quality,
+            self.running.url,
+            self.model,
+            self.vocab_size,
+            self.server.size.engine.max_model_len,
+            folder,
+        )
+        self._routing()
+        metrics = self._metrics(folder / 'metrics_after.txt')
+        return {'engine': self._engine(metrics), 'quality': quality}
 
     def _warm_up(self, point: Point) -> None:
         workload = self.server.size.workload

@@ -67,12 +67,30 @@ def describe_plan(study: Study, full_grid: bool = False) -> Iterator[str]:
                 f'{high} more rates of {rates.grid[0]:g} to '
                 f'{rates.grid[-1]:g}/s; the other runs have the same rates.'
             )
+    yield from _quality(schedule, servers, store)
     yield _sums(study, len(servers), points, (n_low, n_high))
+
+
+def _quality(
+    schedule: Schedule,
+    servers: Sequence[ServerSpec],
+    store: Store,
+) -> Iterator[str]:
+    """A line on what asks for quality, where the study does."""
+    probes = [p for server in servers for p in schedule.probes(server, 0)]
+    n_done = sum(store.status(probe) == 'done' for probe in probes)
+    if probes:
+        yield (
+            f'quality: {len(probes)} servers are asked in the first run, of '
+            f'which {n_done} were.'
+        )
 
 
 def _cells(point: Point, status: object) -> tuple[str, ...]:
     server = point.server
     model = 'dense' if server.is_dense else f'moe E={server.experts}'
+    if server.name is not None:
+        model = f'{server.name} {model}'
     rate = 'unbounded' if point.rate is None else f'{point.rate:g}/s'
     return (
         point.id,
@@ -125,11 +143,9 @@ def describe_servers(study: Study) -> Iterator[dict[str, Any]]:
 
 def _problem(server: ServerSpec) -> Optional[str]:
     """Why real weights can't be served; None: they can, or are dummies."""
-    size = server.size
-    source = size.dense if server.is_dense else size.moe
-    if isinstance(source, Path):
+    if isinstance(server.model, Path):
         try:
-            check_model_folder(source)
+            check_model_folder(server.model)
         except HarnessError as error:
             return str(error)
     return None

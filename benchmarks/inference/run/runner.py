@@ -8,14 +8,9 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Protocol
 
 from benchmarks.inference.errors import HarnessError, SlowClientError
 from benchmarks.inference.run.schedule import Schedule
-from benchmarks.inference.run.store import Store
+from benchmarks.inference.run.store import Item, Store
 from benchmarks.inference.study.config import Study
-from benchmarks.inference.study.points import (
-    Point,
-    ServerSpec,
-    list_servers,
-    rounds,
-)
+from benchmarks.inference.study.points import ServerSpec, list_servers, rounds
 
 __all__ = ['Backend', 'Runner', 'Serving']
 
@@ -25,16 +20,17 @@ class Serving(Protocol):
 
     start_seconds: float
 
-    def measure(self, point: Point, folder: Path) -> Mapping[str, Any]:
-        """Measures a point.
+    def measure(self, item: Item, folder: Path) -> Mapping[str, Any]:
+        """Measures a point, or asks a probe.
 
         Args:
-            point: One of the server.
+            item: One of the server.
             folder: For the tool's output and logs.
 
         Returns:
             ``engine``, ``requests``, ``tool``, ``measured``, ``counters`` and
-            ``expert_load`` of point.json.
+            ``expert_load`` of point.json; ``engine`` and ``quality`` of
+            quality.json.
 
         Raises:
             HarnessError: It can't be measured, or not to be relied on.
@@ -118,7 +114,7 @@ class Runner:
             for removed in self.store.keep_only(self.schedule.all_ids()):
                 self.say(f'{removed}: removed: not done, of other settings')
             self.store.check_machine(self.backend.machine)
-            for done in self._points('done'):
+            for done in self._items('done'):
                 self._pace.add(done, self.store.record(done) or {})
             for server, run in self.rounds:
                 self._round(server, run)
@@ -154,7 +150,7 @@ class Runner:
             try:
                 content = serving.measure(
                     point,
-                    self.store.point_folder(point),
+                    self.store.folder_of(point),
                 )
             except Exception as error:
                 is_slow = isinstance(error, SlowClientError)
@@ -173,60 +169,57 @@ class Runner:
             seconds = time.monotonic() - started
             self._done(point, {**content, 'seconds': seconds})
 
-    def _done(self, point: Point, content: Mapping[str, Any]) -> None:
-        self._write(point, 'done', None, content)
-        self._pace.add(point, content)
-        measured = content['measured']
-        state = 'saturated' if measured['saturated'] else 'keeps up'
+    def _done(self, item: Item, content: Mapping[str, Any]) -> None:
+        self._write(item, 'done', None, content)
+        self._pace.add(item, content)
         self.say(
-            f"{point.label}: {measured['throughput_tokens_per_s']:,.0f} "
-            f"tokens/s, latency {measured['latency_mean_s']:.2f} s, {state}; "
+            f'{item.label}: {item.outcome(content)}; '
             f"{content['seconds']:.0f} s, {self._left()}",
         )
 
-    def _fail(self, point: Point, error: Exception) -> None:
-        self._attempted.add(point.id)
+    def _fail(self, item: Item, error: Exception) -> None:
+        self._attempted.add(item.id)
         reason = _describe(error)
-        self._write(point, 'failed', reason)
-        self.say(f'{point.label}: failed: {reason}')
+        self._write(item, 'failed', reason)
+        self.say(f'{item.label}: failed: {reason}')
 
     def _write(
         self,
-        point: Point,
+        item: Item,
         status: str,
         reason: Optional[str],
         content: Optional[Mapping[str, Any]] = None,
     ) -> None:
         self.store.write(
-            point,
+            item,
             status,
             reason,
             {
                 'machine': self.backend.machine,
-                'labels': self.backend.labels(point.server),
+                'labels': self.backend.labels(item.server),
                 **(content or {}),
             },
         )
 
-    def _pending(self, server: ServerSpec, run: int) -> tuple[Point, ...]:
-        """Known points that aren't done."""
+    def _pending(self, server: ServerSpec, run: int) -> tuple[Item, ...]:
+        """Known points and probes that aren't done."""
         return tuple(
-            point for point in self.schedule.points(server, run)
-            if self.store.status(point) != 'done'
+            item for item in self.schedule.items(server, run)
+            if self.store.status(item) != 'done'
         )
 
-    def _next(self, server: ServerSpec, run: int) -> Optional[Point]:
+    def _next(self, server: ServerSpec, run: int) -> Optional[Item]:
         """The next that this runner hasn't tried."""
         for point in self._pending(server, run):
             if point.id not in self._attempted:
                 return point
         return None
 
-    def _points(self, status: Optional[str]) -> Iterator[Point]:
+    def _items(self, status: Optional[str]) -> Iterator[Item]:
         for server, run in self.rounds:
-            for point in self.schedule.points(server, run):
-                if self.store.status(point) == status:
-                    yield point
+            for item in self.schedule.items(server, run):
+                if self.store.status(item) == status:
+                    yield item
 
     def _left(self) -> str:
         """How long is left, in words, as far as it can be estimated."""
@@ -247,16 +240,16 @@ class Runner:
         return f'about {_minutes(seconds)} left' if points else 'the last'
 
     def _summarise(self) -> bool:
-        for point in self._points('skipped'):
-            reason = (self.store.record(point) or {})['reason']
-            self.say(f'{point.label}: skipped: {reason}')
-        remaining = [*self._points('failed'), *self._points(None)]
-        for point in remaining:
-            record = self.store.record(point)
+        for item in self._items('skipped'):
+            reason = (self.store.record(item) or {})['reason']
+            self.say(f'{item.label}: skipped: {reason}')
+        remaining = [*self._items('failed'), *self._items(None)]
+        for item in remaining:
+            record = self.store.record(item)
             reason = 'not measured' if record is None else record['reason']
-            # The first line: all of it was said before, and is in point.json.
-            self.say(f'{point.label}: remains: {reason.splitlines()[0]}')
-        n_done = len(list(self._points('done')))
+            # The first line: all of it was said before, and is in the record.
+            self.say(f'{item.label}: remains: {reason.splitlines()[0]}')
+        n_done = len(list(self._items('done')))
         self.say(f'{n_done} points done, {len(remaining)} remain')
         return not remaining
 
@@ -278,15 +271,15 @@ class _Pace:
         self._whole: list[float] = []
         self._extra: list[float] = []
 
-    def add(self, point: Point, record: Mapping[str, Any]) -> None:
-        """Counts a point that took ``seconds``."""
+    def add(self, item: Item, record: Mapping[str, Any]) -> None:
+        """Counts what took ``seconds``."""
         seconds = record['seconds']
         self._whole.append(seconds)
-        self._extra.append(max(seconds - point.seconds_of_arrivals, 0.0))
+        self._extra.append(max(seconds - item.seconds_of_arrivals, 0.0))
 
     def left(
         self,
-        points: list[Point],
+        points: list[Item],
         n_unknown: float,
         n_servers: int,
     ) -> float:

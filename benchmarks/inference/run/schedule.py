@@ -2,9 +2,10 @@
 
 from typing import Optional, Sequence
 
-from benchmarks.inference.run.store import Store
+from benchmarks.inference.run.store import Item, Store
 from benchmarks.inference.study.config import Study
 from benchmarks.inference.study.points import Point, ServerSpec, points_of
+from benchmarks.inference.study.probes import Probe, list_probes
 from benchmarks.inference.study.search import number_of_rates, replay
 
 __all__ = ['Schedule']
@@ -33,6 +34,7 @@ class Schedule:
         self.servers = tuple(servers)
         self.store = store
         self.full_grid = full_grid
+        self._probes = list_probes(self.servers)
         # Kept, as hashing their ids takes a while.
         self._grids = {
             server: points_of(server, server.size.rates.grid, (0, ))
@@ -47,6 +49,17 @@ class Schedule:
             rates = rates[:-1]
         return points_of(server, (*rates, *_unbounded(server)), (run, ))
 
+    def probes(self, server: ServerSpec, run: int) -> tuple[Probe, ...]:
+        """What asks for quality: once, in the first run, after its points."""
+        return tuple(
+            probe for probe in self._probes
+            if run == 0 and probe.server == server
+        )
+
+    def items(self, server: ServerSpec, run: int) -> tuple[Item, ...]:
+        """``points``, then ``probes``."""
+        return (*self.points(server, run), *self.probes(server, run))
+
     def unknown(self, server: ServerSpec, run: int) -> tuple[int, int]:
         """How many more points there may be, at the least and at the most."""
         rates, is_complete = self._rates(server)
@@ -57,16 +70,17 @@ class Schedule:
         return max(low - known, 0), max(high - known, 0)
 
     def all_ids(self) -> set[str]:
-        """Of each point that the study may ever have."""
-        return {
-            point.id
-            for server in self.servers
-            for point in points_of(
-                server,
-                (*server.size.rates.grid, None),
-                range(self.study.runs),
-            )
-        }
+        """Of each point and probe that the study may ever have."""
+        return {probe.id
+                for probe in self._probes} | {
+                    point.id
+                    for server in self.servers
+                    for point in points_of(
+                        server,
+                        (*server.size.rates.grid, *_possible_unbounded(server)),
+                        range(self.study.runs),
+                    )
+                }
 
     def _rates(self, server: ServerSpec) -> tuple[tuple[float, ...], bool]:
         """Rates without the unbounded one; whether these are all."""
@@ -79,6 +93,11 @@ class Schedule:
             if record is not None and record['status'] == 'done':
                 measured[point.rate] = record['measured']['saturated']
         return replay(server.size.rates, measured)
+
+
+def _possible_unbounded(server: ServerSpec) -> tuple[Optional[float], ...]:
+    """Also where the study has turned it off; batches have a size then."""
+    return () if server.engine['max_num_seqs'] is None else (None, )
 
 
 def _unbounded(server: ServerSpec) -> tuple[Optional[float], ...]:

@@ -1,7 +1,8 @@
-"""What is on disk of a study: a folder for each point.
+"""What is on disk of a study: a folder for each point, and for each probe.
 
-A point is there when its ``point.json`` is, which is written last and at once:
-whatever ends the harness, no half point is taken for a whole one.
+It is there when its record is (``point.json``, ``quality.json``), which is
+written last and at once: whatever ends the harness, no half point is taken for a
+whole one.
 """
 
 import fcntl
@@ -12,19 +13,23 @@ import shutil
 import socket
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Collection, Iterator, Mapping, Optional
+from typing import Any, Collection, Iterator, Mapping, Optional, Union
 
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.point_format import POINT_FORMAT
 from benchmarks.inference.study.points import Point
+from benchmarks.inference.study.probes import Probe
 
-__all__ = ['Store']
+__all__ = ['Item', 'Store']
 
+Item = Union[Point, Probe]
+
+# What records there are.
+_KINDS = (Point, Probe)
 _ID = re.compile('[0-9a-f]{16}')
 
 
 class Store:
-    """Points of a study's folder.
+    """Points and probes of a study's folder.
 
     Args:
         folder: The study's.
@@ -34,80 +39,79 @@ class Store:
         self.folder = folder
         self._read: dict[str, Mapping[str, Any]] = {}
 
-    def point_folder(self, point: Point) -> Path:
-        return self.folder / 'points' / point.id
+    def folder_of(self, item: Item) -> Path:
+        return self.folder / item.folder / item.id
 
-    def record(self, point: Point) -> Optional[Mapping[str, Any]]:
-        """What point.json says; None where there is none.
+    def record(self, item: Item) -> Optional[Mapping[str, Any]]:
+        """What its record says; None where there is none.
 
         Raises:
             HarnessError: It can't be read.
         """
-        if point.id not in self._read:
-            path = self.point_folder(point) / 'point.json'
+        if item.id not in self._read:
+            path = self.folder_of(item) / item.file
             if not path.is_file():
                 return None
-            self._read[point.id] = _load(path)
-        return self._read[point.id]
+            self._read[item.id] = _load(path, item.format)
+        return self._read[item.id]
 
-    def status(self, point: Point) -> Optional[str]:
+    def status(self, item: Item) -> Optional[str]:
         """``done``, ``failed``, ``skipped``; None: never tried to the end."""
-        record = self.record(point)
+        record = self.record(item)
         return None if record is None else record['status']
 
     def write(
         self,
-        point: Point,
+        item: Item,
         status: str,
         reason: Optional[str],
         content: Mapping[str, Any],
     ) -> None:
-        """Writes point.json.
+        """Writes its record.
 
         Args:
-            point: What was measured.
+            item: What was measured.
             status: See ``status``.
             reason: Why it is not done.
             content: What else it says.
         """
         record = {
-            'format': POINT_FORMAT,
-            'id': point.id,
-            'config': point.config,
+            'format': item.format,
+            'id': item.id,
+            'config': item.config,
             'status': status,
             'reason': reason,
             **content,
         }
-        folder = self.point_folder(point)
+        folder = self.folder_of(item)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / '.point.json'
+        temporary = folder / f'.{item.file}'
         with temporary.open('w') as file:
             # Not a number would be no JSON.
             json.dump(record, file, indent=1, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, folder / 'point.json')
-        self._read[point.id] = record
+        os.replace(temporary, folder / item.file)
+        self._read[item.id] = record
 
     def keep_only(self, ids: Collection[str]) -> list[str]:
         """Refuses measurements of another study; removes other remains.
 
         Args:
-            ids: Of all points that the study may have.
+            ids: Of all points and probes that the study may have.
 
         Returns:
-            The ids that it removed: points of other settings that are not done.
+            The ids that it removed: those of other settings that are not done.
 
         Raises:
             HarnessError: A point is done that the study doesn't have: the
                 report would take it for one of the study's.
         """
         remains = []
-        for path in sorted((self.folder / 'points').glob('*')):
-            if path.name in ids or not _ID.fullmatch(path.name):
+        for path, record in self._all():
+            if path.name in ids:
                 continue
-            point = path / 'point.json'
-            if point.is_file() and _load(point)['status'] == 'done':
+            if record is not None and record['status'] == 'done':
                 raise HarnessError(
                     'folder',
                     str(self.folder),
@@ -131,9 +135,8 @@ class Store:
             HarnessError: A done point's machine differs in more than the
                 memory that is free to use.
         """
-        for path in sorted((self.folder / 'points').glob('*/point.json')):
-            record = _load(path)
-            if record['status'] != 'done':
+        for path, record in self._all():
+            if record is None or record['status'] != 'done':
                 continue
             for key, value in machine.items():
                 # As JSON, where tuples are lists.
@@ -143,11 +146,20 @@ class Store:
                     raise HarnessError(
                         f'machine.{key}',
                         now,
-                        f'{path.parent.name} was measured with {then!r}: '
+                        f'{path.name} was measured with {then!r}: '
                         'figures would not compare.',
                         'go on where the study began, or name another folder '
                         'in it.',
                     )
+
+    def _all(self) -> Iterator[tuple[Path, Optional[Mapping[str, Any]]]]:
+        """Folders that were begun; their records, where they were finished."""
+        for kind in _KINDS:
+            for folder in sorted((self.folder / kind.folder).glob('*')):
+                if _ID.fullmatch(folder.name):
+                    path = folder / kind.file
+                    yield folder, _load(path,
+                                        kind.format) if path.is_file() else None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -175,10 +187,10 @@ class Store:
             yield
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _load(path: Path, expected: str) -> Mapping[str, Any]:
     try:
         record = json.loads(path.read_text())
-        if record['format'] != POINT_FORMAT:
+        if record['format'] != expected:
             raise ValueError(f"its format is {record['format']!r}")
         return record
     except (OSError, ValueError, TypeError, KeyError) as error:

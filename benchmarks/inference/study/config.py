@@ -1,11 +1,12 @@
 """What a study YAML says, checked."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Mapping, Optional, Union
 
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.study.quality import Quality, read_quality
 from benchmarks.inference.study.section import (
     REQUIRED,
     Changed,
@@ -154,6 +155,9 @@ class Size:
         workload: The study's, with what this size changes.
         rates: Likewise.
         engine: Likewise.
+        others: Name -> folder of more real weights, dense or mixtures, that
+            are served as the study's engine is.
+        quality: What is measured of answers; None: nothing.
     """
 
     name: str
@@ -162,6 +166,8 @@ class Size:
     workload: Workload
     rates: Rates
     engine: Engine
+    others: Mapping[str, Path] = field(default_factory=dict, hash=False)
+    quality: Optional[Quality] = None
 
 
 @dataclass(frozen=True)
@@ -250,6 +256,7 @@ def _sizes(section: Section, load_format: str) -> tuple[Size, ...]:
             for key in ('workload', 'rates', 'engine')
         )
         dense, moe = size.inside('dense'), size.inside('moe')
+        quality = Changed(section.inside('quality'), size.inside('quality'))
         is_real = load_format == 'real'
         read.append(
             Size(
@@ -259,13 +266,39 @@ def _sizes(section: Section, load_format: str) -> tuple[Size, ...]:
                 workload=_workload(workload),
                 rates=_rates(rates),
                 engine=_engine(engine),
+                others=_others(size.inside('others'), is_real),
+                quality=read_quality(quality, is_real),
             ),
         )
         size.refuse_others()
         _check_length(read[-1], engine)
         _check_greedy(read[-1], workload)
         _check_unbounded(read[-1], engine)
+        _check_greedy_prompts(read[-1], quality)
     return tuple(read)
+
+
+def _others(section: Section, is_real: bool) -> dict[str, Path]:
+    if section.content and not is_real:
+        raise HarnessError(
+            section.prefix,
+            section.content,
+            'dummy weights are of the shape of dense.',
+            'remove it, or set load_format: real.',
+        )
+    others = {}
+    for name in section.content:
+        check_name(section.prefix, name)
+        if name in ('dense', 'moe'):
+            raise HarnessError(
+                section.prefix,
+                name,
+                'a size has one of that name beside it.',
+                'give it another name.',
+            )
+        others[name] = _folder(section.inside(name))
+    section.refuse_others()
+    return others
 
 
 def _check_length(size: Size, engine: Section) -> None:
@@ -286,6 +319,21 @@ def _check_greedy(size: Size, workload: Section) -> None:
             True,
             'the likeliest tokens of dummy weights are a few, again and again.',
             'remove it, or set load_format: real.',
+        )
+
+
+def _check_greedy_prompts(size: Size, quality: Section) -> None:
+    if size.quality is None:
+        return
+    greedy = size.quality.greedy
+    length = greedy.input_tokens + greedy.output_tokens
+    if length > size.engine.max_model_len:
+        raise HarnessError(
+            quality.key('greedy'),
+            length,
+            'prompts and answers are longer than '
+            f'engine.max_model_len={size.engine.max_model_len}.',
+            'lower greedy.input_tokens or greedy.output_tokens.',
         )
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional, Sequence
+from typing import Any, ClassVar, Iterator, Mapping, Optional, Sequence, Union
 
 from benchmarks.inference.engine import variants
 from benchmarks.inference.engine.models import (
@@ -22,11 +22,13 @@ from benchmarks.inference.engine.models import (
 )
 from benchmarks.inference.engine.routing import check_recorded
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.point_format import POINT_FORMAT
 from benchmarks.inference.study.config import Routing, Shape, Size, Study
 
 __all__ = [
     'Point',
     'ServerSpec',
+    'digest',
     'id_of',
     'list_servers',
     'model_bytes_of',
@@ -61,6 +63,7 @@ class ServerSpec:
         variant: Name of the overlay.
         config: All that it is started with.
         prompts: SHA-256 of the file of its prompts; None: random tokens.
+        name: Among the size's ``others``; None: its dense model or mixture.
     """
 
     size: Size
@@ -70,6 +73,7 @@ class ServerSpec:
     variant: str
     config: Mapping[str, Any] = field(hash=False)
     prompts: Optional[str] = None
+    name: Optional[str] = None
 
     @cached_property
     def id(self) -> str:
@@ -85,11 +89,23 @@ class ServerSpec:
         return variants.engine_of(self.variant, asdict(self.size.engine))
 
     @property
-    def label(self) -> str:
-        """In words, such as ``430m moe E=8 K=2 base``."""
+    def model(self) -> Union[Shape, tuple[int, ...], Path]:
+        """What the size says of the model."""
+        if self.name is not None:
+            return self.size.others[self.name]
+        return self.size.dense if self.is_dense else self.size.moe
+
+    @property
+    def model_label(self) -> str:
+        """In words, such as ``dense`` or ``healed moe E=8 K=2``."""
         model = 'dense' if self.is_dense else \
             f'moe E={self.experts} K={self.top_k}'
-        return f'{self.size.name} {model} {self.variant}'
+        return model if self.name is None else f'{self.name} {model}'
+
+    @property
+    def label(self) -> str:
+        """In words, such as ``430m moe E=8 K=2 base``."""
+        return f'{self.size.name} {self.model_label} {self.variant}'
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,16 @@ class Point:
         server: What serves.
         rate: Requests/s; None: all at once.
         run: From 0.
+
+    Attributes:
+        format: Of its record.
+        folder: Of the study's, where records are.
+        file: In a folder of its id, its record.
     """
+
+    format: ClassVar[str] = POINT_FORMAT
+    folder: ClassVar[str] = 'points'
+    file: ClassVar[str] = 'point.json'
 
     server: ServerSpec
     rate: Optional[float]
@@ -161,9 +186,20 @@ class Point:
         rate = 'unbounded' if self.rate is None else f'{self.rate:g}/s'
         return f'{self.server.label} {rate} run {self.run + 1}'
 
+    def outcome(self, record: Mapping[str, Any]) -> str:
+        """What its record says, in words."""
+        measured = record['measured']
+        state = 'saturated' if measured['saturated'] else 'keeps up'
+        return (
+            f"{measured['throughput_tokens_per_s']:,.0f} tokens/s, latency "
+            f"{measured['latency_mean_s']:.2f} s, {state}"
+        )
+
 
 def list_servers(study: Study) -> tuple[ServerSpec, ...]:
     """All servers of a study, by size, variant and architecture.
+
+    Those of a size's ``others`` come after its own, without variants.
 
     Raises:
         HarnessError: There is no such variant, a folder of real weights has
@@ -171,43 +207,108 @@ def list_servers(study: Study) -> tuple[ServerSpec, ...]:
             not of a model's shape.
     """
     return tuple(
-        server for size in study.sizes for variant in study.variants
-        for server in _servers(study, size, variant)
+        server for size in study.sizes for server in (
+            *(
+                server for variant in study.variants
+                for server in _servers(study, size, variant)
+            ),
+            *(
+                server for name in size.others
+                for server in _servers_of_other(study, size, name)
+            ),
+        )
     )
 
 
 def _servers(study: Study, size: Size, variant: str) -> Iterator[ServerSpec]:
     changes = variants.describe_variant(variant)
-    prompts = size.workload.prompts and _digest(size.workload.prompts)
     experts_only = variants.VARIANTS[variant].experts_only
     for architecture, experts, top_k in _models(study, size):
         is_dense = architecture == 'dense'
         if is_dense and experts_only:
             continue
-        config = {
-            'study': study.name,
-            'seed': study.seed,
-            'size': size.name,
-            'architecture': architecture,
-            'experts': experts,
-            'top_k': top_k,
-            'variant': variant,
-            'changes': changes,
-            'load_format': study.load_format,
-            'routing': None if is_dense else _routing(study, size, experts),
-            'engine': asdict(size.engine),
-            'model': _model(size, experts, top_k),
-            'parent': None if is_dense else _parent(size),
-        }
-        yield ServerSpec(
+        yield _server(
+            study,
             size,
-            architecture,
-            experts,
-            top_k,
+            (architecture, experts, top_k),
             variant,
-            config,
-            prompts,
+            {
+                'changes': changes,
+                'model': _model(size, experts, top_k),
+                'parent': None if is_dense else _parent(size),
+            },
         )
+
+
+def _servers_of_other(
+    study: Study,
+    size: Size,
+    name: str,
+) -> Iterator[ServerSpec]:
+    folder = size.others[name]
+    key = f'sizes.{size.name}.others.{name}.folder'
+    experts = _experts_in(folder, key, dense=True)
+    models = [('dense', 1, 1)] if experts == 1 else [('moe', experts, top_k)
+                                                     for top_k in study.top_k
+                                                     if top_k <= experts]
+    if not models:
+        raise HarnessError(
+            'top_k',
+            list(study.top_k),
+            f'{folder} has {experts} experts.',
+            'lower one of it, or name another folder.',
+        )
+    described = _described(folder)
+    for model in models:
+        yield _server(
+            study,
+            size,
+            model,
+            'base',
+            {
+                'name': name,
+                'changes': variants.describe_variant('base'),
+                'model': described,
+                'parent': None,
+            },
+        )
+
+
+def _server(
+    study: Study,
+    size: Size,
+    model: tuple[str, int, int],
+    variant: str,
+    config: Mapping[str, Any],
+) -> ServerSpec:
+    """A server of a model, as architecture, experts and top-k."""
+    architecture, experts, top_k = model
+    is_dense = architecture == 'dense'
+    whole = {
+        'study': study.name,
+        'seed': study.seed,
+        'size': size.name,
+        'architecture': architecture,
+        'experts': experts,
+        'top_k': top_k,
+        'variant': variant,
+        'load_format': study.load_format,
+        'routing': None if is_dense else _routing(study, size, experts),
+        'engine': asdict(size.engine),
+        **config,
+    }
+    prompts = size.workload.prompts and digest(size.workload.prompts)
+    name = config.get('name')
+    return ServerSpec(
+        size,
+        architecture,
+        experts,
+        top_k,
+        variant,
+        whole,
+        prompts,
+        name,
+    )
 
 
 def _models(study: Study, size: Size) -> Iterator[tuple[str, int, int]]:
@@ -215,7 +316,7 @@ def _models(study: Study, size: Size) -> Iterator[tuple[str, int, int]]:
     yield 'dense', 1, 1
     numbers = size.moe
     if isinstance(numbers, Path):
-        numbers = (_experts_in(numbers), )
+        numbers = (_experts_in(numbers, 'moe.folder'), )
         if max(study.top_k) > numbers[0]:
             raise HarnessError(
                 'top_k',
@@ -229,18 +330,28 @@ def _models(study: Study, size: Size) -> Iterator[tuple[str, int, int]]:
                 yield 'moe', experts, top_k
 
 
-def _experts_in(folder: Path) -> int:
+def _experts_in(folder: Path, key: str, dense: bool = False) -> int:
+    """Experts that a folder's config.json says.
+
+    Args:
+        folder: Of real weights.
+        key: Of the study, for errors.
+        dense: Whether it may be a dense model, which has 1.
+    """
     path = folder / 'config.json'
     try:
         config = json.loads(path.read_text())
         # Mixtral's key, else Qwen3-MoE's.
-        key = 'num_local_experts'
-        return int(config[key if key in config else 'num_experts'])
+        names = [n for n in ('num_local_experts', 'num_experts') if n in config]
+        if dense and not names:
+            return 1
+        return int(config[names[0] if names else 'num_experts'])
     except (OSError, ValueError, TypeError, KeyError) as error:
+        what = 'a model' if dense else 'a mixture'
         raise HarnessError(
-            'moe.folder',
+            key,
             str(folder),
-            f'it has no config.json of a mixture ({error!r}).',
+            f'it has no config.json of {what} ({error!r}).',
             'name a folder that foundry-upcycle export-hf wrote.',
         ) from error
 
@@ -249,13 +360,17 @@ def _model(size: Size, experts: int, top_k: int) -> dict[str, Any]:
     """config.json of dummy weights, or what identifies real ones."""
     source = size.dense if experts == 1 else size.moe
     if isinstance(source, Path):
-        try:
-            return describe_model_folder(source)
-        except HarnessError:
-            # Starting its server says what is missing.
-            return {'folder': str(source), 'weight_bytes': None}
+        return _described(source)
     assert isinstance(size.dense, Shape)  # for pyright: as config.py checks
     return config_of(asdict(size.dense), experts, top_k, size.engine.dtype)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    try:
+        return describe_model_folder(folder)
+    except HarnessError:
+        # Starting its server says what is missing.
+        return {'folder': str(folder), 'weight_bytes': None}
 
 
 def _parent(size: Size) -> Optional[dict[str, Any]]:
@@ -286,11 +401,12 @@ def _routing(
     if file is not None:
         assert isinstance(size.dense, Shape)  # for pyright: see config.py
         check_recorded(file, size.dense.n_layers, experts)
-        words['sha256'] = _digest(file)
+        words['sha256'] = digest(file)
     return words
 
 
-def _digest(file: Path) -> str:
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -300,10 +416,9 @@ def model_bytes_of(server: ServerSpec) -> Optional[int]:
     dtype = size.engine.dtype
     if isinstance(size.dense, Shape):
         return weight_bytes(asdict(size.dense), server.experts, dtype)
-    source = size.dense if server.is_dense else size.moe
-    assert isinstance(source, Path)  # for pyright: as config.py checks
+    assert isinstance(server.model, Path)  # for pyright: as config.py checks
     try:
-        return count_elements(source) * BYTES_PER_WEIGHT[dtype]
+        return count_elements(server.model) * BYTES_PER_WEIGHT[dtype]
     except HarnessError:
         return None
 

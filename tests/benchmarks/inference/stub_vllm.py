@@ -2,7 +2,8 @@ r"""Behaves like the command ``vllm``, without a model.
 
 ``serve`` answers on its port, counts tokens, and records K and routed tokens as
 the plugin does. ``bench serve`` sends prompts, and writes what a server of one
-request a 20th of a second gives.
+request a 20th of a second gives. Its models count: a mixture finds the next
+number the likeliest token, and a dense one the number after that.
 
 The variable STUB_VLLM says what goes wrong:
 
@@ -12,6 +13,7 @@ The variable STUB_VLLM says what goes wrong:
   too many.
 - ``other k``, ``other layers``, ``other experts``: the engine builds them.
 - ``past the tables``: it routes without the plugin.
+- ``no scores``: it leaves out one of a prompt's log-probabilities.
 - ``slow client``: the tool takes a tenth longer to send.
 """
 
@@ -45,6 +47,7 @@ LOG = """\
 class Handler(http.server.BaseHTTPRequestHandler):
     lock = threading.Lock()
     prompt = output = routed = 0
+    step = 2
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -70,8 +73,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             Handler.prompt += prompt + (TROUBLE == 'other tokens')
             Handler.output += output
             Handler.routed += prompt + output - 1
-        usage = {'usage': {'completion_tokens': output}}
-        self.wfile.write(json.dumps(usage).encode())
+        last = asked['prompt'][-1]
+        choice = {
+            'token_ids': [last + self.step * (k + 1) for k in range(output)],
+            'prompt_logprobs': scores(asked['prompt'], self.step),
+        }
+        answer = {'usage': {'completion_tokens': output}, 'choices': [choice]}
+        self.wfile.write(json.dumps(answer).encode())
+
+
+def scores(prompt: list[int], step: int) -> list[Any]:
+    found: list[Any] = [None]
+    for before, token in zip(prompt, prompt[1:]):
+        likeliest = {str(before + step): {'logprob': -0.5, 'rank': 1}}
+        found.append({str(token): {'logprob': -2.0, 'rank': 9}, **likeliest})
+    return found[TROUBLE == 'no scores':]
 
 
 def serve(flags: list[str]) -> None:
@@ -85,6 +101,7 @@ def serve(flags: list[str]) -> None:
     print(LOG, flush=True)
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     if args.hf_overrides:
+        Handler.step = 1
         record(args.hf_overrides['num_experts_per_tok'])
     address = ('127.0.0.1', args.port)
     http.server.ThreadingHTTPServer(address, Handler).serve_forever()

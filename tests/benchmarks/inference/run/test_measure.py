@@ -2,33 +2,17 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import pytest
+from stubbed_vllm import use_stub
 from tiny_serving import SHAPE, write_study
 
 from benchmarks.inference import __main__ as command
-from benchmarks.inference.engine.machine import Machine
 from benchmarks.inference.engine.models import write_model_folder
 from benchmarks.inference.report.results import read_points
 from benchmarks.inference.run import measure
-
-STUB = Path(__file__).parents[1] / 'stub_vllm.py'
-MACHINE = Machine(
-    gpu=None,
-    n_gpus=0,
-    gpu_memory_gib=None,
-    driver=None,
-    cpu='A CPU',
-    cpu_features=(),
-    cores=2,
-    memory_gib=8.0,
-    vllm='0.32.0+cpu',
-    torch='2.13',
-    cuda=None,
-)
 
 
 def prepare(
@@ -37,13 +21,7 @@ def prepare(
     *changes: tuple[str, Any],
 ) -> Path:
     """A study that is measured with the stub."""
-    vllm = folder / 'vllm'
-    vllm.write_text(f'#!/bin/sh\nexec {sys.executable} {STUB} "$@"\n')
-    vllm.chmod(0o755)
-    monkeypatch.setattr(measure, 'find_vllm', lambda: vllm)
-    monkeypatch.setattr(measure, 'this_machine', lambda _: MACHINE)
-    monkeypatch.setattr(measure.VllmServing, 'death_seconds', 0.3)
-    monkeypatch.setattr(measure, '_IDLE_SECONDS', 0.2)
+    use_stub(folder, monkeypatch)
     return write_study(
         folder,
         [
