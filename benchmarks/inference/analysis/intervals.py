@@ -10,7 +10,7 @@ from typing import Sequence
 
 import numpy as np
 
-__all__ = ['mean_interval', 'paired_drop', 't_quantile']
+__all__ = ['mean_interval', 'paired_drop', 'ratio_interval', 't_quantile']
 
 _RESAMPLES = 10_000
 
@@ -69,6 +69,37 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = t_quantile(0.975, len(values) - 1) * error
     return mean, mean - half, mean + half
+
+
+def ratio_interval(
+    parts: Sequence[float],
+    wholes: Sequence[float],
+) -> tuple[float, float, float]:
+    """A ratio of two sums and its 95 % interval, such as a loss per token.
+
+    By Student's t of the linearised ratio (Cochran, Sampling Techniques, 2.11):
+    with r the ratio, the residuals a - r b add up to 0, and the error of r is
+    sqrt(n / (n - 1) sum of their squares) / |sum of b|. It leaves out the error
+    of the denominator's size, so it is for sums of b that are far from 0.
+
+    Assumes that pairs are independent.
+
+    Args:
+        parts: One each of 2 documents or more.
+        wholes: Likewise, in the same order; their sum is not 0.
+
+    Returns:
+        Ratio, lower and upper end.
+    """
+    n = len(parts)
+    _require_runs(n)
+    part_N, whole_N = np.asarray(parts, float), np.asarray(wholes, float)
+    total = float(whole_N.sum())
+    ratio = float(part_N.sum()) / total
+    squares = float(np.square(part_N - ratio * whole_N).sum())
+    error = math.sqrt(n / (n - 1) * squares) / abs(total)
+    half = t_quantile(0.975, n - 1) * error
+    return ratio, ratio - half, ratio + half
 
 
 def paired_drop(

@@ -15,6 +15,7 @@ from benchmarks.inference.report.summary import DENSE, Summary
 __all__ = [
     'Gap',
     'LOWER_K',
+    'OTHER_MODEL',
     'find_gaps',
     'skipped_variants',
     'throughput_name',
@@ -23,6 +24,8 @@ __all__ = [
 # What the tables call it when a mixture visits fewer experts, which a study
 # measures without a variant.
 LOWER_K = 'lower K'
+# And when the size has other weights beside the mixture's, such as shrunk ones.
+OTHER_MODEL = 'other model'
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,13 @@ def throughput_name(gaps: Iterable[Gap]) -> str:
 def find_gaps(summary: Summary, size: str) -> Iterator[Gap]:
     """Of each variant and mixture of a size that was measured."""
     mixtures = summary.mixtures(size)
-    for arm in mixtures:
-        highest = max(a for a in mixtures if a.experts == arm.experts)
+    own = [arm for arm in mixtures if not arm.name]
+    for arm in own:
+        highest = max(a for a in own if a.experts == arm.experts)
         if arm != highest:
             yield _gap(summary, size, LOWER_K, arm, highest)
+    for arm in summary.others(size):
+        yield _gap(summary, size, OTHER_MODEL, arm, max(own, default=None))
     for arm in summary.variants(size):
         if not arm.is_dense:
             base = arm.base if arm.base in mixtures else None

@@ -158,7 +158,7 @@ def find_maxima(summary: Summary, size: str) -> Mapping[Arm, Maximum]:
             maxima[arm] = Maximum(
                 kind,
                 throughput,
-                None if arm.is_dense else drop_of(dense, runs),
+                None if arm == DENSE else drop_of(dense, runs),
                 mean_of(list(beside.values())),
             )
     return maxima

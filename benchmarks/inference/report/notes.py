@@ -26,6 +26,7 @@ from benchmarks.inference.report.summary import Summary
 __all__ = [
     'disagreements',
     'how_to_read',
+    'how_to_read_quality',
     'left_out',
     'not_done',
     'verdict',
@@ -224,4 +225,25 @@ def how_to_read(summary: Summary) -> str:
         'wide, and rest on runs being about normally distributed. "-": does '
         'not apply, or was not measured.',
         f'- {omitted}',
+    ])
+
+
+def how_to_read_quality() -> str:
+    """What quality is measured how, and what its intervals are over."""
+    return '\n'.join([
+        '- Loss: mean negative log-likelihood of the tokens of held-out text, '
+        'as the very server says it whose speed is measured. The first token '
+        'of each document is not scored, nor are its bytes counted.',
+        '- "less the reference\'s" is over the same documents, in pairs; '
+        '"share of the gain" is (baseline - model) / (baseline - reference), of '
+        'losses: 100 % is as good as the reference.',
+        '- "same likeliest token" is at each place of the texts, after the '
+        'text\'s own tokens: an early difference changes nothing that '
+        'follows. Greedy answers do go on from their own tokens, so that one '
+        'near tie may change all of the rest.',
+        '- The front: models than which none is better in one of loss and '
+        'cost and no worse in the other, by means; intervals may overlap.',
+        "- These intervals are of 95 % over documents, prompts or records, by "
+        "Student's t of the linearised ratio: of one model, and not over "
+        'trainings. Where all are alike they have no width.',
     ])

@@ -60,6 +60,7 @@ def _row(point: Point) -> dict[str, Any]:
     row = {
         'id': point.id,
         'size': point.size,
+        'name': point.arm.name,
         'architecture': 'dense' if point.arm.is_dense else 'moe',
         'experts': point.arm.experts,
         'top_k': point.arm.top_k,
@@ -94,7 +95,7 @@ def _row(point: Point) -> dict[str, Any]:
 
 
 def serving_json(summary: Summary) -> Optional[str]:
-    """What each model serves at most, without variants.
+    """What each size's own models serve at most, without variants.
 
     Where there is one run, ``low`` and ``high`` are its value, and a label says
     so.
@@ -118,7 +119,7 @@ def _models(summary: Summary) -> Iterator[dict[str, Any]]:
     noisy = too_noisy(summary)
     for size in summary.sizes:
         for arm, found in find_maxima(summary, size).items():
-            if (size, arm) not in noisy:
+            if not arm.name and (size, arm) not in noisy:
                 mean = found.throughput
                 low, high = mean.interval or (mean.value, mean.value)
                 yield {
@@ -141,4 +142,5 @@ def too_noisy(summary: Summary) -> list[tuple[str, Any]]:
     return [(size, arm)
             for size in summary.sizes
             for arm, found in find_maxima(summary, size).items()
-            if found.throughput.interval and found.throughput.interval[0] <= 0]
+            if not arm.name and found.throughput.interval
+            and found.throughput.interval[0] <= 0]

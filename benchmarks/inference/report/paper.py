@@ -64,5 +64,5 @@ def paper_size(size: str) -> Optional[PaperSize]:
 
 def paper_model(size: str, arm: Arm) -> Optional[PaperModel]:
     """What the paper has of what a study serves, if anything."""
-    found = paper_size(size)
+    found = None if arm.name else paper_size(size)
     return found and found.models.get((arm.experts, arm.top_k))

@@ -18,11 +18,14 @@ class Arm:
         experts: In each block; 1 of a dense model.
         top_k: How many of them a token visits.
         variant: Overlay of the study; ``base`` is none.
+        name: Among its size's other models; empty: its own dense model or
+            mixture.
     """
 
     experts: int
     top_k: int
     variant: str = BASE
+    name: str = ''
 
     @property
     def is_dense(self) -> bool:

@@ -2,9 +2,10 @@
 
 import tempfile
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator, Mapping, Sequence
 
 from benchmarks.inference.errors import HarnessError
+from benchmarks.inference.report.answers import NotAsked, read_answers
 from benchmarks.inference.report.engines import engine_table, machine_table
 from benchmarks.inference.report.figures import Drawing, draw_figures, render
 from benchmarks.inference.report.html import to_html
@@ -12,6 +13,7 @@ from benchmarks.inference.report.markdown import plain
 from benchmarks.inference.report.notes import (
     disagreements,
     how_to_read,
+    how_to_read_quality,
     left_out,
     not_done,
     verdict,
@@ -24,6 +26,13 @@ from benchmarks.inference.report.outputs import (
     too_noisy,
 )
 from benchmarks.inference.report.paper import PAPER, paper_size
+from benchmarks.inference.report.quality import Quality, find_quality
+from benchmarks.inference.report.quality_tables import (
+    cost_table,
+    not_asked,
+    quality_table,
+    tasks_table,
+)
 from benchmarks.inference.report.results import read_points
 from benchmarks.inference.report.summary import Summary
 from benchmarks.inference.report.tables import (
@@ -59,7 +68,12 @@ def write_report(folder: Path) -> Path:
             they can't be compared, or the report can't be written.
     """
     summary = Summary(read_points(folder))
-    files = _render(summary)
+    answers, unasked = read_answers(folder)
+    quality = {
+        size: find_quality(summary, of_size, size)
+        for size, of_size in answers.items()
+    }
+    files = _render(summary, quality, unasked)
     out = folder / 'report'
     try:
         _write(out, files)
@@ -73,15 +87,20 @@ def write_report(folder: Path) -> Path:
     return out / 'report.md'
 
 
-def _render(summary: Summary) -> dict[str, bytes]:
+def _render(
+    summary: Summary,
+    quality: Mapping[str, Sequence[Quality]],
+    unasked: Sequence[NotAsked],
+) -> dict[str, bytes]:
     """Name of each file -> its content."""
-    drawings = list(draw_figures(summary))
+    drawings = list(draw_figures(summary, quality))
     files = {
         f'figures/{drawing.name}.{kind}': render(drawing.figure, kind)
         for drawing in drawings
         for kind in ('png', 'svg')
     }
-    text = '\n\n'.join(_blocks(summary, drawings)) + '\n'
+    blocks = _blocks(summary, drawings, quality, unasked)
+    text = '\n\n'.join(blocks) + '\n'
     page = to_html(
         text,
         f'Serving study {summary.study}{summary.labelled}',
@@ -119,7 +138,12 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _blocks(summary: Summary, drawings: Sequence[Drawing]) -> Iterator[str]:
+def _blocks(
+    summary: Summary,
+    drawings: Sequence[Drawing],
+    quality: Mapping[str, Sequence[Quality]],
+    unasked: Sequence[NotAsked],
+) -> Iterator[str]:
     title = plain(
         f'Serving study {summary.study}: dense models against mixtures of '
         f'experts{summary.labelled}',
@@ -143,10 +167,34 @@ def _blocks(summary: Summary, drawings: Sequence[Drawing]) -> Iterator[str]:
     for size in summary.sizes:
         title = plain(f'{size}: tables{summary.labelled}')
         yield f'## {title}'
+        yield from _quality(summary, size, quality.get(size, ()), unasked)
         yield from _tables(summary, size)
     yield '## How to read it'
     yield how_to_read(summary)
+    if quality:
+        yield how_to_read_quality()
     yield from _variants(summary)
+
+
+def _quality(
+    summary: Summary,
+    size: str,
+    found: Sequence[Quality],
+    unasked: Sequence[NotAsked],
+) -> Iterator[str]:
+    if found:
+        yield '### Quality and cost'
+        yield cost_table(summary, size, found)
+        yield '### Quality'
+        yield quality_table(summary, size, found)
+        tasks = tasks_table(summary, size, found)
+        if tasks:
+            yield '### In-context tasks, answered right'
+            yield tasks
+    told = not_asked(summary, size, unasked)
+    if told:
+        yield 'Not asked for quality:'
+        yield told
 
 
 def _tables(summary: Summary, size: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from benchmarks.inference.report.records import (
     Requests,
 )
 
-__all__ = ['read_points']
+__all__ = ['read_arm', 'read_points']
 
 _STATUSES = ('done', 'failed', 'skipped')
 _ARCHITECTURES = ('dense', 'moe')
@@ -83,7 +83,7 @@ def _point(path: Path, fields: Fields, status: str) -> Point:
         id=fields.text('id'),
         study=config.text('study'),
         size=config.text('size'),
-        arm=_arm(config),
+        arm=read_arm(config),
         rate=_rate(config),
         run=config.count('run'),
         status=status,
@@ -108,14 +108,17 @@ def _rate(config: Fields) -> Optional[float]:
     return None if rate is None else round(rate, 9)
 
 
-def _arm(config: Fields) -> Arm:
+def read_arm(config: Fields) -> Arm:
+    """What a config says that is served."""
     architecture = config.text('architecture')
     if architecture not in _ARCHITECTURES:
         config.refuse('architecture', 'it is neither dense nor moe.')
     variant = config.text('variant')
+    name = '' if config.is_null('name') else config.text('name')
     if architecture == 'dense':
-        return Arm(1, 1, variant)
-    arm = Arm(config.count('experts', 2), config.count('top_k', 1), variant)
+        return Arm(1, 1, variant, name)
+    experts, top_k = config.count('experts', 2), config.count('top_k', 1)
+    arm = Arm(experts, top_k, variant, name)
     if arm.top_k > arm.experts:
         config.refuse('top_k', f'there are {arm.experts} experts.')
     return arm

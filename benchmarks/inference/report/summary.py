@@ -85,6 +85,10 @@ class Summary:
         """Of ``arms``, those that are not dense."""
         return tuple(arm for arm in self.arms(size) if not arm.is_dense)
 
+    def others(self, size: str) -> tuple[Arm, ...]:
+        """Of ``arms``, those of other models than the size's own."""
+        return tuple(arm for arm in self.arms(size) if arm.name)
+
     def variants(self, size: str) -> tuple[Arm, ...]:
         """All arms of a size that have a result and are not as the study."""
         found = {point.arm for point in self.of_size(size)}
@@ -98,13 +102,15 @@ class Summary:
     def name(self, size: str, arm: Arm) -> str:
         """Of an arm, for a legend; experts only where sizes differ in them."""
         if arm.is_dense:
-            name = 'dense'
+            name = arm.name or 'dense'
         else:
             arms = {p.arm for p in self.points if p.size == size}
-            numbers = {a.experts for a in arms if not a.is_dense}
+            numbers = {a.experts for a in arms if not a.is_dense and not a.name}
             name = f'K={arm.top_k}'
-            if len(numbers) > 1:
+            if len(numbers) > 1 and not arm.name:
                 name = f'{arm.experts} experts, {name}'
+            if arm.name:
+                name = f'{arm.name}, {name}'
         return name if arm.variant == BASE else f'{name}, {arm.variant}'
 
     def runs(

@@ -204,7 +204,7 @@ def test_every_title_and_caption_is_labelled(study: Path):
     assert text.splitlines()[0].endswith(LABELLED)
     page = (study / 'report/report.html').read_text()
     assert f'<title>Serving study cpu {LABELLED}</title>' in page
-    for drawing in draw_figures(Summary(read_points(study))):
+    for drawing in draw_figures(Summary(read_points(study)), {}):
         assert drawing.caption.endswith(f'{LABELLED}.'), drawing.name
         assert f'\n{LABELLED}' in ''.join(_titles(drawing.figure))
 
@@ -219,7 +219,7 @@ def _titles(figure: Figure) -> list[str]:
 def test_figures_have_units_on_their_axes(study: Path):
     units = r'\((s|%|.*per second.*|1 = .*)\)|^(expert|layer'
     units += r'|share of requests|.*per second|accepted share of draft tokens|)$'
-    for drawing in draw_figures(Summary(read_points(study))):
+    for drawing in draw_figures(Summary(read_points(study)), {}):
         for axes in drawing.figure.axes:
             for label in (axes.get_xlabel(), axes.get_ylabel()):
                 assert re.search(units, label), (drawing.name, label)
@@ -420,7 +420,7 @@ def test_devices_are_told_where_they_differ(tmp_path: Path):
     assert '| gap closed in throughput per device, at saturation |' in text
     assert 'Throughput is that of each device where' in text
     drawing, = (
-        drawing for drawing in draw_figures(Summary(read_points(tmp_path)))
+        drawing for drawing in draw_figures(Summary(read_points(tmp_path)), {})
         if drawing.name == 'variants_430m'
     )
     assert 'of maximum throughput per device.' in drawing.caption
@@ -449,7 +449,7 @@ def test_sizes_are_drawn_with_their_devices_where_they_differ(
                 'weight_bytes': 100,
             },
         )
-    drawing = next(draw_figures(Summary(read_points(tmp_path))))
+    drawing = next(draw_figures(Summary(read_points(tmp_path)), {}))
     assert drawing.name == 'throughput'
     ticks = drawing.figure.axes[0].get_xticklabels()
     assert [tick.get_text() for tick in ticks] == names
