@@ -51,6 +51,7 @@ setup(
     ],
     package_dir={'foundry_upcycle.eval_gauntlet': 'eval_gauntlet'},
     package_data={
+        'foundry_upcycle': ['py.typed'],
         'foundry_upcycle.eval_gauntlet': ['*.yaml', '*.txt'],
         'foundry_upcycle.study': ['*.yaml'],
     },
