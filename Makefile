@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 .DELETE_ON_ERROR:
 
 .PHONY: quickstart smollm2 smollm2-serving install install-vllm install-next \
-	bench bench-smoke test test-next test-dist test-slow test-fuzz test-vllm \
+	bench bench-smoke docs test test-next test-dist test-slow test-fuzz test-vllm \
 	style checks clean
 
 # The data, then the study: what is done is not done again.
@@ -53,6 +53,16 @@ SMOKE := benchmarks/inference/studies/smoke.yaml
 bench-smoke: .venv-vllm/installed
 	.venv-vllm/bin/python -m benchmarks.inference run $(SMOKE)
 	.venv-vllm/bin/python -m benchmarks.inference report $(SMOKE)
+
+# The pages in docs/ as a site, with the reference of all settings.
+docs: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict
+
+.venv-docs/installed:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet 'mkdocs-material>=9.7,<10' \
+		'mkdocstrings[python]>=1,<2'
+	touch $@
 
 # Speed of training on a CPU, and of the layer: half an hour on 2 CPU cores,
 # which should have nothing else to do.
