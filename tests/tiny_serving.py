@@ -20,7 +20,7 @@ __all__ = [
     'STUDIES',
     'STUDY',
     'StandIn',
-    'write_smollm2',
+    'write_real_models',
     'write_study',
 ]
 
@@ -100,14 +100,38 @@ def write_study(
     return path
 
 
-def write_smollm2(folder: Path) -> None:
-    """What the study smollm2 needs beside its YAML, without weights."""
-    runs = folder / 'runs/smollm2'
-    for name in ('exported', 'exported_dense'):
-        (runs / name).mkdir(parents=True)
-        config = {'num_local_experts': 8}
-        (runs / name / 'config.json').write_text(json.dumps(config))
-    (runs / 'prompts.jsonl').write_text('{"prompt": [5]}\n')
+def write_real_models(folder: Path) -> None:
+    """What studies of real weights need beside their YAMLs, without weights."""
+    for path in STUDIES.glob('*.yaml'):
+        study = yaml.safe_load(path.read_text())
+        if study['load_format'] == 'real':
+            for size in study['sizes'].values():
+                _write_configs(folder, size)
+            _write_tokens(folder, study)
+
+
+def _write_configs(folder: Path, size: dict[str, Any]) -> None:
+    models = {name: size[name] for name in ('dense', 'moe')}
+    for name, model in {**models, **size.get('others', {})}.items():
+        experts = 8 if name == 'moe' else 4 if 'experts' in name else 1
+        config = {'vocab_size': 9, 'num_local_experts': experts}
+        if experts == 1:
+            del config['num_local_experts']
+        path = folder / model['folder']
+        path.mkdir(parents=True, exist_ok=True)
+        (path / 'config.json').write_text(json.dumps(config))
+        (path / 'tokenizer.json'
+        ).write_text('{"model": {"vocab": {}}, "added_tokens": []}')
+
+
+def _write_tokens(folder: Path, study: dict[str, Any]) -> None:
+    line = json.dumps({'prompt': [5] * 64})
+    for name in (
+            study['workload'].get('prompts'),
+            study.get('quality', {}).get('texts'),
+    ):
+        if name:
+            (folder / name).write_text(f'{line}\n' * 64)
 
 
 class StandIn:

@@ -177,13 +177,14 @@ def test_a_server_says_what_the_checkpoint_computes(
 
     for index, document in enumerate(DOCUMENTS):
         nll, likeliest = 0.0, []
-        # An engine's longest piece leaves a place for one token of an answer;
-        # the next one begins with the last token of the piece before.
+        # An engine's longest piece leaves a place for one token of an answer.
+        # Of a longer document what is left is scored after as many tokens.
         length = MAX_MODEL_LEN - 1
-        for start in range(0, len(document) - 1, length - 1):
-            ids = torch.tensor([document[start:start + length]])
-            logprobs = logits(ids)[0, :-1].log_softmax(-1)
-            nll -= float(logprobs.gather(1, ids[0, 1:, None]).sum())
+        for end in sorted({min(length, len(document)), len(document)}):
+            ids = torch.tensor([document[max(end - length, 0):end]])
+            n = end - 1 - len(likeliest)
+            logprobs = logits(ids)[0, -1 - n:-1].log_softmax(-1)
+            nll -= float(logprobs.gather(1, ids[0, -n:, None]).sum())
             likeliest += logprobs.argmax(-1).tolist()
         found = quality['documents']['nll'][index]
         assert found == pytest.approx(nll, abs=1e-4 * len(document))

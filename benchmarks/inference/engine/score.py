@@ -39,8 +39,8 @@ def score(
 ) -> list[Scored]:
     """Scores documents, each token but a document's first once.
 
-    A document that is longer than the engine takes is cut into pieces, whose
-    first tokens see but one token before them.
+    A document that is longer than the engine takes is cut, see
+    ``texts.pieces``.
 
     Args:
         url: The server's.
@@ -54,7 +54,7 @@ def score(
     cut = [pieces(document.ids, max_model_len - 1) for document in documents]
     flat = [piece for of in cut for piece in of]
     answers = iter(
-        _ask_all(flat, lambda piece: _score(url, piece, timeout_s), url),
+        _ask_all(flat, lambda piece: _score(url, *piece, timeout_s), url),
     )
     return [_joined([next(answers) for _ in of]) for of in cut]
 
@@ -64,7 +64,12 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     return Scored(sum(part.nll for part in parts), tuple(likeliest))
 
 
-def _score(url: str, piece: Sequence[int], timeout_s: float) -> Scored:
+def _score(
+    url: str,
+    piece: Sequence[int],
+    n_scored: int,
+    timeout_s: float,
+) -> Scored:
     body = {
         'prompt': list(piece),
         'max_tokens': 1,
@@ -78,7 +83,7 @@ def _score(url: str, piece: Sequence[int], timeout_s: float) -> Scored:
         raise ValueError(f'{len(entries)} scores of {len(piece)} tokens')
     nll, likeliest = 0.0, []
     # Nothing precedes the first token: its entry is null.
-    for token, entry in zip(piece[1:], entries[1:]):
+    for token, entry in zip(piece[-n_scored:], entries[-n_scored:]):
         own = entry[str(token)]
         nll -= own['logprob']
         likeliest.append(token if own['rank'] == 1 else _first(entry))

@@ -111,21 +111,29 @@ def vocabulary_digest(folder: Path) -> Optional[str]:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def pieces(ids: Sequence[int], length: int) -> list[tuple[int, ...]]:
+def pieces(
+    ids: Sequence[int],
+    length: int,
+) -> list[tuple[tuple[int, ...], int]]:
     """Cuts a document so that each token but its first is scored once.
 
     A piece begins with the last token of the one before, as its first has none
-    before it by which to be scored.
+    before it by which to be scored; the last one begins earlier, to be as long.
 
     Args:
         ids: Tokens, two at the least.
         length: Of a piece, at the most, and two at the least.
+
+    Returns:
+        Pieces, and how many of each's last tokens are scored.
     """
-    return [
-        tuple(ids[start:start + length])
-        for start in range(0,
-                           len(ids) - 1, length - 1)
-    ]
+    found, n_scored = [], 1
+    while n_scored < len(ids):
+        end = min(n_scored - 1 + length, len(ids))
+        piece = tuple(ids[max(end - length, 0):end])
+        found.append((piece, end - n_scored))
+        n_scored = end
+    return found
 
 
 def beginnings(

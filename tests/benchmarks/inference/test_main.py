@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from tiny_serving import SHIPPED, STUDIES, StandIn, write_smollm2, write_study
+from tiny_serving import (
+    SHIPPED,
+    STUDIES,
+    StandIn,
+    write_real_models,
+    write_study,
+)
 
 from benchmarks.inference import __main__ as command
 from benchmarks.inference.engine.machine import this_machine
@@ -152,7 +158,7 @@ def test_wrong_words(words: list[str], capsys: pytest.CaptureFixture[str]):
 def test_shipped_studies_can_be_planned(name: str, tmp_path: Path):
     """As it is called, in another process: it needs nothing of tests."""
     path = STUDIES / f'{name}.yaml'
-    write_smollm2(tmp_path)
+    write_real_models(tmp_path)
     environment = {
         key: value
         for key, value in os.environ.items()

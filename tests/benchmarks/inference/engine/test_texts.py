@@ -35,10 +35,10 @@ def write_texts(folder: Path, *lines: Any) -> Path:
 def test_each_token_but_the_first_is_scored_once(length: int):
     ids = list(range(10))
     cut = pieces(ids, length)
-    assert [token for piece in cut for token in piece[1:]] == ids[1:]
-    assert all(2 <= len(piece) <= length for piece in cut)
-    # By the token before it at the least.
-    assert all(b == a + 1 for piece in cut for a, b in zip(piece, piece[1:]))
+    assert [token for piece, n in cut for token in piece[-n:]] == ids[1:]
+    # By the token before it at the least, and by as many as the engine takes.
+    assert all(n < len(piece) == min(length, 10) for piece, n in cut)
+    assert all(b == a + 1 for piece, _ in cut for a, b in zip(piece, piece[1:]))
 
 
 def test_documents(tmp_path: Path):

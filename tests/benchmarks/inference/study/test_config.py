@@ -12,7 +12,7 @@ from tiny_serving import (
     SHIPPED,
     STUDIES,
     STUDY,
-    write_smollm2,
+    write_real_models,
     write_study,
 )
 
@@ -300,9 +300,10 @@ def test_shipped_studies_can_be_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    write_smollm2(tmp_path)
+    write_real_models(tmp_path)
     monkeypatch.chdir(tmp_path)
     study = read_study(STUDIES / f'{name}.yaml')
     assert study.name == name
-    folder = 'smollm2/serving' if name == 'smollm2' else f'serving_{name}'
+    is_real = study.load_format == 'real'
+    folder = f'{name}/serving' if is_real else f'serving_{name}'
     assert study.folder == Path('runs') / folder
