@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-# What runs inside vLLM: its plugin, and a script of its own.
-OF_VLLM = {'strategy.py', 'generate.py'}
+# What runs inside vLLM: its plugin, and scripts of their own.
+OF_VLLM = {'strategy.py', 'generate.py', 'cpu_experts.py'}
 FORBIDDEN = {
     'composer',
     'foundry_upcycle',
