@@ -52,7 +52,8 @@ class Variant:
         speculates: Whether tokens are proposed, and accepted or not.
         needs_real_weights: Whether dummy weights would measure something else.
         experts_only: Whether it changes nothing of a dense model.
-        other_weights: Whether it quantises weights, or adds a draft's.
+        quantises: Whether weights take other bytes than the engine's dtype.
+        draft: Whether the dense parent is served beside the mixture.
         tuned_folder: Whether it reads tuned settings of kernels.
     """
     about: str
@@ -64,7 +65,8 @@ class Variant:
     speculates: bool = False
     needs_real_weights: bool = False
     experts_only: bool = False
-    other_weights: bool = False
+    quantises: bool = False
+    draft: bool = False
     tuned_folder: bool = False
 
 
@@ -102,7 +104,7 @@ VARIANTS: dict[str, Variant] = {
         flags=('--quantization', 'experts_int8'),
         cpu_feature='amx_tile',
         experts_only=True,
-        other_weights=True,
+        quantises=True,
     ),
     # `-q fp8_per_block` would quantise attention too. Scales for each tensor
     # or channel, or `-q fp8`, don't run on a CPU.
@@ -117,7 +119,7 @@ VARIANTS: dict[str, Variant] = {
         ),
         cpu_feature='amx_tile',
         experts_only=True,
-        other_weights=True,
+        quantises=True,
     ),
     # Runs on a CPU.
     'fp8_kv_cache':
@@ -178,7 +180,7 @@ VARIANTS: dict[str, Variant] = {
         speculates=True,
         needs_real_weights=True,
         experts_only=True,
-        other_weights=True,
+        draft=True,
     ),
     # Else a mixture's larger weights leave less of a GPU's memory. On a CPU
     # the study sets the same for all.

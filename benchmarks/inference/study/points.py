@@ -417,8 +417,12 @@ def model_bytes_of(server: ServerSpec) -> Optional[int]:
     if isinstance(size.dense, Shape):
         return weight_bytes(asdict(size.dense), server.experts, dtype)
     assert isinstance(server.model, Path)  # for pyright: as config.py checks
+    return _folder_bytes(server.model, size)
+
+
+def _folder_bytes(folder: Path, size: Size) -> Optional[int]:
     try:
-        return count_elements(server.model) * BYTES_PER_WEIGHT[dtype]
+        return count_elements(folder) * BYTES_PER_WEIGHT[size.engine.dtype]
     except HarnessError:
         return None
 
@@ -427,12 +431,15 @@ def weight_bytes_of(server: ServerSpec) -> Optional[int]:
     """Bytes of weights on one device, as matrices are split over devices.
 
     Returns:
-        None where real ones are missing, or a variant holds others.
+        None where real ones are missing, or a variant quantises them.
     """
-    total = model_bytes_of(server)
-    if total is None or variants.VARIANTS[server.variant].other_weights:
+    variant = variants.VARIANTS[server.variant]
+    weights = [model_bytes_of(server)]
+    if variant.draft and isinstance(server.size.dense, Path):
+        weights.append(_folder_bytes(server.size.dense, server.size))
+    if None in weights or variant.quantises:
         return None
-    return total // server.engine['tensor_parallel_size']
+    return sum(filter(None, weights)) // server.engine['tensor_parallel_size']
 
 
 def points_of(

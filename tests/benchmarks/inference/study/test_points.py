@@ -255,7 +255,8 @@ def test_real_weights(tmp_path: Path):
     assert moe.config['routing'] is None
     # 2 x 2 in the engine's bfloat16, whatever the file has.
     assert weight_bytes_of(moe) == 8
-    assert weight_bytes_of(draft) is None
+    # And those of the dense parent.
+    assert weight_bytes_of(draft) == 16
     assert moe.config['model']['folder'] == str(tmp_path / 'moe')
     assert moe.config['parent']['folder'] == str(tmp_path / 'dense')
     # Other weights, another point.
