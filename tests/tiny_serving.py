@@ -11,7 +11,8 @@ import yaml
 
 from benchmarks.inference.analysis.steady import Timings, measure
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.study.points import Point, ServerSpec
+from benchmarks.inference.study.points import Point
+from benchmarks.inference.study.servers import ServerSpec
 
 __all__ = [
     'REMOVED',

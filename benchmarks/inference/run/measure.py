@@ -49,13 +49,13 @@ from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.run.quality import ask_quality
 from benchmarks.inference.run.store import Item
 from benchmarks.inference.study.config import Shape, Study
-from benchmarks.inference.study.points import (
-    Point,
+from benchmarks.inference.study.points import Point
+from benchmarks.inference.study.probes import Probe
+from benchmarks.inference.study.servers import (
     ServerSpec,
     routing_of,
     weight_bytes_of,
 )
-from benchmarks.inference.study.probes import Probe
 
 __all__ = ['VllmBackend', 'VllmServing']
 

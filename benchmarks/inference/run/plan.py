@@ -9,12 +9,11 @@ from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.run.schedule import Schedule
 from benchmarks.inference.run.store import Store
 from benchmarks.inference.study.config import Study
-from benchmarks.inference.study.points import (
-    Point,
+from benchmarks.inference.study.points import Point, rounds
+from benchmarks.inference.study.servers import (
     ServerSpec,
     list_servers,
     model_bytes_of,
-    rounds,
 )
 from benchmarks.inference.text_table import text_table
 

@@ -10,7 +10,8 @@ from benchmarks.inference.errors import HarnessError, SlowClientError
 from benchmarks.inference.run.schedule import Schedule
 from benchmarks.inference.run.store import Item, Store
 from benchmarks.inference.study.config import Study
-from benchmarks.inference.study.points import ServerSpec, list_servers, rounds
+from benchmarks.inference.study.points import rounds
+from benchmarks.inference.study.servers import ServerSpec, list_servers
 
 __all__ = ['Backend', 'Runner', 'Serving']
 

@@ -4,9 +4,10 @@ from typing import Optional, Sequence
 
 from benchmarks.inference.run.store import Item, Store
 from benchmarks.inference.study.config import Study
-from benchmarks.inference.study.points import Point, ServerSpec, points_of
+from benchmarks.inference.study.points import Point, points_of
 from benchmarks.inference.study.probes import Probe, list_probes
 from benchmarks.inference.study.search import number_of_rates, replay
+from benchmarks.inference.study.servers import ServerSpec
 
 __all__ = ['Schedule']
 

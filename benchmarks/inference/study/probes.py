@@ -14,8 +14,8 @@ from benchmarks.inference.engine.models import config_number, read_config
 from benchmarks.inference.engine.texts import beginnings, read_texts
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.point_format import QUALITY_FORMAT
-from benchmarks.inference.study.points import ServerSpec, digest, id_of
 from benchmarks.inference.study.quality import Named, Quality
+from benchmarks.inference.study.servers import ServerSpec, digest, id_of
 
 __all__ = ['Probe', 'list_probes']
 

@@ -20,7 +20,8 @@ from benchmarks.inference import __main__ as command
 from benchmarks.inference.engine.machine import this_machine
 from benchmarks.inference.run.runner import Runner
 from benchmarks.inference.study.config import read_study
-from benchmarks.inference.study.points import Point, list_servers
+from benchmarks.inference.study.points import Point
+from benchmarks.inference.study.servers import list_servers
 
 ROOT = Path(__file__).parents[3]
 

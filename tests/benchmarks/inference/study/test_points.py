@@ -1,4 +1,4 @@
-"""``study/points.py`` and ``run/plan.py``: what is measured."""
+"""``study/servers.py``, ``study/points.py``, ``run/plan.py``: what is measured."""
 
 import json
 import struct
@@ -12,13 +12,11 @@ from benchmarks.inference.engine import variants
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.run.plan import describe_plan, describe_servers
 from benchmarks.inference.study.config import Study, read_study
-from benchmarks.inference.study.points import (
-    Point,
+from benchmarks.inference.study.points import Point, points_of, rounds
+from benchmarks.inference.study.servers import (
     ServerSpec,
     id_of,
     list_servers,
-    points_of,
-    rounds,
     weight_bytes_of,
 )
 
