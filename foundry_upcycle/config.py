@@ -221,5 +221,43 @@ class ShrinkingConfig:
         if self.has_calibration and self.dense == 'mean':
             self._refuse('--calibration', 'a file', 'the mean needs none.')
 
+    def n_left(self, n_experts: int, top_k: int) -> int:
+        """Experts that are left of a layer, side by side where it is dense.
+
+        Args:
+            n_experts: That the mixture has in each layer.
+            top_k: Of them a token goes to.
+
+        Raises:
+            ConfigError: There are not so many, or too few would be left.
+        """
+        if self.experts is not None:
+            _check_number('--experts', self.experts, top_k, n_experts)
+            return self.experts
+        if self.dense != 'concat':
+            return 1
+        n = n_experts if self.keep is None else self.keep
+        _check_number('--keep', n, 1, n_experts)
+        return n
+
     def _refuse(self, key: str, value: Any, problem: str) -> None:
         raise ConfigError(key, value, problem, 'leave it out.')
+
+
+def _check_number(key: str, n: int, least: int, most: int) -> None:
+    if n > most:
+        raise ConfigError(
+            key,
+            n,
+            f'the mixture has {most} experts in each layer.',
+            f'keep at most {most}.',
+        )
+    if n < least:
+        raise ConfigError(
+            key,
+            n,
+            f'a token goes to {least} experts of a layer (moe_top_k).'
+            if least > 1 else 'nothing would be left.',
+            f'keep at least {least}' +
+            (', or make a dense model (--dense).' if least > 1 else '.'),
+        )

@@ -137,6 +137,15 @@ def test_a_mixture_is_shrunk(tmp_path: Path):
         said, _ = run('verify', moe, out)
         assert 'is what shrink makes of the mixture' in said
     assert 'ffn 192' in run('inspect', out)[0]
+    way = ('--experts', 3, '--by', 'norm', '--calibrate', text, '--tokens', 40)
+    said, _ = run('shrink', moe, out, *way, '--overwrite')
+    assert said == (
+        f'wrote {out}.calibration.json: 40 tokens\n'
+        f'wrote {out}: 3 experts, top-2\n'
+    )
+    both = ('--calibration', calibration)
+    _, error = run('shrink', moe, out, *way, *both, '--overwrite', code=1)
+    assert 'error: --calibrate=' in error
 
 
 @pytest.mark.parametrize(

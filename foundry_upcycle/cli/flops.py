@@ -55,7 +55,7 @@ def _shape(checkpoint: str) -> Any:
     from foundry_upcycle.planning.flops import ModelShape
     teacher = open_checkpoint(checkpoint)
     require_mpt(teacher)
-    return ModelShape.from_config(nest(teacher.model_config))
+    return ModelShape.from_config(nest(teacher.model_config)).evaluated
 
 
 def _by_stem(by_path: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from foundry_upcycle.cli.options import (
     dtype_of,
 )
 from foundry_upcycle.config import DenseKind, ExpertCriterion, ShrinkingConfig
+from foundry_upcycle.errors import ConfigError
 
 __all__ = ['app']
 
@@ -29,21 +30,20 @@ _Mixture = Annotated[
     ),
 ]
 
+_TEXT = 'Text file, folder of text files, or MDS folder of tokens.'
+_Tokens = Annotated[
+    int,
+    typer.Option(min=1, help='How many tokens of the texts, at most.'),
+]
+_MAX_TOKENS = 1 << 17
+
 
 @app.command()
 def calibrate(
     moe: _Mixture,
-    text: Annotated[
-        str,
-        typer.Argument(
-            help='Text file, folder of text files, or MDS folder of tokens.',
-        ),
-    ],
+    text: Annotated[str, typer.Argument(help=_TEXT)],
     out: Annotated[str, typer.Argument(help='File to make, JSON.')],
-    tokens: Annotated[
-        int,
-        typer.Option(min=1, help='How many tokens of the texts, at most.'),
-    ] = 1 << 17,
+    tokens: _Tokens = _MAX_TOKENS,
     tokenizer: Tokenizer = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -87,6 +87,16 @@ def shrink(
         Optional[str],
         typer.Option(metavar='FILE', help='What calibrate wrote for MOE.'),
     ] = None,
+    text: Annotated[
+        Optional[str],
+        typer.Option(
+            '--calibrate',
+            metavar='TEXT',
+            help=
+            f'Calibrate on this instead, into OUT.calibration.json. {_TEXT}',
+        ),
+    ] = None,
+    tokens: _Tokens = _MAX_TOKENS,
     file_format: Format = 'pt',
     dtype: Annotated[
         Optional[DTypeName],
@@ -103,13 +113,23 @@ def shrink(
     --calibration calibration.json
     """
     with errors_in_one_line():
+        if text is not None and calibration is not None:
+            raise ConfigError(
+                '--calibrate',
+                text,
+                '--calibration names what a calibration has written.',
+                'leave one of them out.',
+            )
         config = ShrinkingConfig(
             experts,
             dense,
             keep,
             by,
-            has_calibration=calibration is not None,
+            has_calibration=text is not None or calibration is not None,
         )
+        if text is not None:
+            calibration = f'{out}.calibration.json'
+            calibrate(moe, text, calibration, tokens, tokenizer, overwrite)
         from foundry_upcycle.conversion import shrink as module
         made = module.shrink(
             moe,

@@ -12,7 +12,6 @@ from foundry_upcycle.checkpoints.shrunk import Kept, KeptExpert
 from foundry_upcycle.config import ShrinkingConfig
 from foundry_upcycle.conversion.calibration import Calibration
 from foundry_upcycle.conversion.clusters import clusters
-from foundry_upcycle.errors import ConfigError
 
 __all__ = ['select']
 
@@ -33,12 +32,7 @@ def select(
         ConfigError: There are not so many experts, or too few would be left.
     """
     E = mixture.n_experts
-    if config.experts is None:
-        n = E if config.keep is None else config.keep
-        _check_number('--keep', n, 1, E)
-    else:
-        n = config.experts
-        _check_number('--experts', n, mixture.top_k, E)
+    n = config.n_left(E, mixture.top_k)
     kept = {}
     for layer in mixture.ffns:
         statistics = calibration.layers[layer] if calibration else None
@@ -53,25 +47,6 @@ def select(
             groups = _best(load_E, n)
         kept[layer] = _weighted(groups, load_E)
     return kept
-
-
-def _check_number(key: str, n: int, least: int, most: int) -> None:
-    if n > most:
-        raise ConfigError(
-            key,
-            n,
-            f'the mixture has {most} experts in each layer.',
-            f'keep at most {most}.',
-        )
-    if n < least:
-        raise ConfigError(
-            key,
-            n,
-            f'a token goes to {least} experts of a layer (moe_top_k).'
-            if least > 1 else 'nothing would be left.',
-            f'keep at least {least}' +
-            (', or make a dense model (--dense).' if least > 1 else '.'),
-        )
 
 
 def _best(score_E: np.ndarray, n: int) -> list[list[int]]:

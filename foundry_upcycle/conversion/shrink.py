@@ -23,7 +23,8 @@ from foundry_upcycle.conversion.calibration import Calibration
 from foundry_upcycle.conversion.manifest import Provenance
 from foundry_upcycle.conversion.save_view import save_view
 from foundry_upcycle.conversion.selection import select
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.errors import CheckpointError
+from foundry_upcycle.planning.shrunk import dense_ffn
 
 __all__ = ['as_shrunk', 'shrink', 'shrunk_again']
 
@@ -130,7 +131,13 @@ def as_shrunk(
     config = nest(mixture.source.model_config)
     n = len(next(iter(kept.values())))
     if is_dense:
-        config['ffn_config'] = _dense_ffn(mixture, config, n)
+        config['ffn_config'] = dense_ffn(
+            config['ffn_config'],
+            mixture.mlp_type,
+            mixture.hidden_size,
+            n,
+            len(mixture.ffns) < config['n_layers'],
+        )
     else:
         config['ffn_config']['moe_num_experts'] = n
     return ShrunkCheckpoint(mixture, kept, flatten(config), dtype)
@@ -180,24 +187,3 @@ def shrunk_again(
             'name the mixture first that it was made of.',
         )
     return as_shrunk(mixture, kept, is_dense, dtype)
-
-
-def _dense_ffn(
-    mixture: Mixture,
-    config: Mapping[str, Any],
-    n: int,
-) -> dict[str, Any]:
-    if n > 1 and len(mixture.ffns) < config['n_layers']:
-        raise ConfigError(
-            '--dense',
-            'concat',
-            f'{len(mixture.ffns)} of {config["n_layers"]} layers are mixtures '
-            f'(moe_layers); they would be {n} times as wide as the others, and '
-            'the layers of a dense MPT are of one width.',
-            'choose --keep 1, or --dense mean or weighted.',
-        )
-    return {
-        'ffn_type': f'mpt{mixture.mlp_type}',
-        'ffn_hidden_size': n * mixture.hidden_size,
-        'ffn_act_fn': config['ffn_config'].get('ffn_act_fn'),
-    }

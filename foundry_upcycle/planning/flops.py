@@ -196,6 +196,11 @@ class ModelShape:
         )
 
     @property
+    def evaluated(self) -> 'ModelShape':
+        """As it is out of training, where K is the largest that occurs."""
+        return replace(self, mean_top_k=self.top_k)
+
+    @property
     def n_total_params(self) -> int:
         """All parameters, tied embeddings once."""
         return self._n_params(experts=self.n_experts)

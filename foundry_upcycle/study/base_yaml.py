@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.duration import Duration, parse_duration
 from foundry_upcycle.planning.flops import MAX_SIZE, ModelShape
+from foundry_upcycle.planning.shrunk import shrunk_model
 from foundry_upcycle.study.config import Phase
 from foundry_upcycle.study.foundry_yaml import (
     merged,
@@ -18,11 +19,14 @@ from foundry_upcycle.study.foundry_yaml import (
     select_any,
     unresolved,
 )
+from foundry_upcycle.study.phase_checks import TEACHER_KEY, check_phase
 
 __all__ = ['BaseYaml', 'require_same_model']
 
 # What is a mapping, where it is there.
 _SECTIONS = (
+    'algorithms',
+    'algorithms.upcycle_distill',
     'variables',
     'callbacks',
     'callbacks.sparse_upcycling',
@@ -59,6 +63,8 @@ class BaseYaml:
         tokens_per_step: Of all ranks.
         duration: Its ``max_duration``.
         variables: Names below its ``variables``, which a study may replace.
+        source: Of an arm whose mixture this one starts from, shrunk: that
+            one's YAML. ``config`` and ``shape`` are then of what it shrinks to.
     """
 
     key: str
@@ -69,6 +75,7 @@ class BaseYaml:
     tokens_per_step: int
     duration: Duration
     variables: frozenset[str]
+    source: Optional['BaseYaml'] = None
 
     @classmethod
     def read(
@@ -76,6 +83,7 @@ class BaseYaml:
         key: str,
         phase: Phase,
         variables: Mapping[str, Any],
+        source: Optional['BaseYaml'] = None,
     ) -> 'BaseYaml':
         """Reads the YAML.
 
@@ -83,10 +91,12 @@ class BaseYaml:
             key: Of the phase in the study YAML.
             phase: Where the YAML lies, and the changes.
             variables: Replace those of the same name.
+            source: See the class.
 
         Raises:
             ConfigError: It is no train YAML of an MPT, its recipe is not
-                known, or it would log no training loss.
+                known, it would log no training loss, or can't train what
+                ``source`` shrinks to.
         """
         config = merged(
             f'{key}.yaml',
@@ -111,13 +121,10 @@ class BaseYaml:
                 )
         select(phase.yaml, config, 'tokenizer', DictConfig)
         model = select(phase.yaml, config, 'model', DictConfig)
+        if source is not None:
+            _set_shrunk_model(key, phase, model, source)
         duration = select(phase.yaml, config, 'max_duration', (str, int))
-        _check_optimizer(key, phase, config)
-        _check_data(phase.yaml, config, seq_len)
-        _check_schedule(phase.yaml, config)
-        _check_saving(phase.yaml, config)
-        _check_upcycling(phase.yaml, config, model)
-        _check_metrics(phase.yaml, config, model)
+        check_phase(key, phase, config, seq_len)
         return cls(
             key=key,
             phase=phase,
@@ -127,6 +134,7 @@ class BaseYaml:
             tokens_per_step=batch_size * seq_len,
             duration=_duration(phase.yaml, duration),
             variables=own_variables(phase.yaml),
+            source=source,
         )
 
     @property
@@ -143,6 +151,17 @@ class BaseYaml:
         ) is not None
 
     @property
+    def is_continued(self) -> bool:
+        """Whether a run goes on with the dense model itself."""
+        return not self.is_upcycling and self.source is None
+
+    @property
+    def teacher(self) -> Optional[ModelShape]:
+        """The mixture that a run is distilled from; None: it is not."""
+        distills = select_any(self.path, self.config, TEACHER_KEY) is not None
+        return self.source.shape.evaluated if self.source and distills else None
+
+    @property
     def saves_sharded(self) -> bool:
         """Whether Composer saves, and loads, folders of shards.
 
@@ -153,7 +172,23 @@ class BaseYaml:
 
     @property
     def flops_per_token(self) -> int:
-        return self.shape.training_flops_per_token(self.seq_len)
+        """Of training, with a teacher's forward pass."""
+        flops = self.shape.training_flops_per_token(self.seq_len)
+        if self.teacher is not None:
+            flops += self.teacher.forward_flops_per_token(self.seq_len)
+        return flops
+
+    @property
+    def shrinking_flops(self) -> int:
+        """Of the calibration that shrinking takes, at the most.
+
+        That is a forward pass in which every expert's output is computed twice.
+        """
+        start = self.phase.shrunk
+        if self.source is None or start is None or start.texts is None:
+            return 0
+        shape = self.source.shape.evaluated
+        return 2 * start.tokens * shape.forward_flops_per_token(self.seq_len)
 
     @property
     def flops_per_step(self) -> int:
@@ -227,13 +262,18 @@ def require_same_model(base: BaseYaml, arm: BaseYaml) -> None:
     Raises:
         ConfigError: Something is not as in the pretraining YAML.
     """
+    shared = [
+        name for name in _SAME_SHAPE
+        # That of a shrunk one follows from its source's.
+        if arm.source is None or name != 'n_expert_params'
+    ]
     pairs = {
         'max_seq_len': (base.seq_len, arm.seq_len),
         **{
             f'model: {name}': (
                 getattr(base.shape, name), getattr(arm.shape, name)
             )
-            for name in _SAME_SHAPE
+            for name in shared
         },
     }
     for name, (expected, found) in pairs.items():
@@ -270,96 +310,26 @@ def _duration(path: Path, value: Any) -> Duration:
     return duration
 
 
-def _check_optimizer(key: str, phase: Phase, config: Any) -> None:
-    select(phase.yaml, config, 'optimizer.lr', (float, int))
-    if not phase.learning_rates:
-        return
-    select(phase.yaml, config, 'optimizer.name', str)
-    select(phase.yaml, config, 'optimizer.weight_decay', (float, int))
-    if not config.optimizer.lr > 0:
-        raise ConfigError(
-            f'{phase.yaml}: optimizer.lr',
-            config.optimizer.lr,
-            f'weight decay is scaled from it to {key}.lr.',
-            'set it above 0.',
-        )
-
-
-def _check_data(path: Path, config: Any, seq_len: int) -> None:
-    key = 'train_loader.dataset.max_seq_len'
-    length = select_any(path, config, key)
-    if length not in (None, seq_len):
-        raise ConfigError(
-            f'{path}: {key}',
-            length,
-            f'the model trains on sequences of this length, and FLOPs are '
-            f'counted of max_seq_len: {seq_len}.',
-            'write ${max_seq_len}.',
-        )
-
-
-def _check_schedule(path: Path, config: Any) -> None:
-    key = 'scheduler.t_max'
-    text = select_any(path, config, key)
-    if text is None:
-        return
-    if parse_duration(f'{path}: {key}', text).unit != 'dur':
-        raise ConfigError(
-            f'{path}: {key}',
-            text,
-            'runs of a study have lengths of their own.',
-            'write it in dur, such as 1dur, or remove it.',
-        )
-
-
-# Keys that leave a run without what it is to go on from -> the values.
-_NOTHING_SAVED: Mapping[str, Any] = {
-    'only_hf_checkpoint': True,
-    'save_num_checkpoints_to_keep': 0,
-    'save_overwrite': True,
-    'save_weights_only': True,
-}
-
-
-def _check_saving(path: Path, config: Any) -> None:
-    for key, refused in _NOTHING_SAVED.items():
-        value = select_any(path, config, key)
-        if type(value) is type(refused) and value == refused:
+def _set_shrunk_model(
+    key: str,
+    phase: Phase,
+    model: DictConfig,
+    source: 'BaseYaml',
+) -> None:
+    """Makes of an arm's model what another arm's shrinks to, FFNs alone."""
+    assert phase.shrunk is not None  # For pyright.
+    overrides: Any = phase.overrides.get('model')
+    try:
+        shrunk = shrunk_model(source.resolved('model'), phase.shrunk.config)
+    except ConfigError as error:
+        error.args = (f'{phase.shrunk.key}: {error}', )
+        raise
+    for name in ('name', 'ffn_config'):
+        if isinstance(overrides, dict) and name in overrides:
             raise ConfigError(
-                f'{path}: {key}',
-                value,
-                'runs go on from their last checkpoint, which this would not '
-                'leave to them.',
-                'remove it, here or in overrides.',
+                f'{key}.overrides.model.{name}',
+                overrides[name],
+                f'it follows from what {phase.shrunk.arm} shrinks to.',
+                'remove it.',
             )
-
-
-def _check_upcycling(path: Path, config: Any, model: DictConfig) -> None:
-    key = 'callbacks.sparse_upcycling'
-    upcycling = select_any(path, config, key)
-    is_mixture = model.get('name') == 'upcycled_mpt'
-    if is_mixture != (upcycling is not None):
-        raise ConfigError(
-            f'{path}: model.name',
-            model.get('name'),
-            'the callback sparse_upcycling goes with upcycled_mpt, and with '
-            'nothing else.',
-            'add the callback, or remove it, or change the model.',
-        )
-    if upcycling is not None and 'recipe' in upcycling:
-        select(path, config, f'{key}.recipe.name', str)
-        # It imports torch.
-        from foundry_upcycle.recipes import get_recipe
-        get_recipe(upcycling.recipe)
-
-
-def _check_metrics(path: Path, config: Any, model: DictConfig) -> None:
-    key = 'model.use_train_metrics'
-    value = select_any(path, config, key)
-    if 'use_train_metrics' in model and not value:
-        raise ConfigError(
-            f'{path}: {key}',
-            value,
-            'a study reads the training loss.',
-            'remove it, or set it to true.',
-        )
+        model[name] = shrunk[name]

@@ -21,6 +21,7 @@ from foundry_upcycle.study.section import (
     require_once,
     yaml_beside,
 )
+from foundry_upcycle.study.shrunk_start import ShrunkStart
 
 __all__ = [
     'Hardware',
@@ -51,12 +52,14 @@ class Phase:
             decides.
         eval_top_k: Experts a token goes to, with each of which it is evaluated;
             its own is always one of them.
+        shrunk: What it starts from; None: the dense model.
     """
 
     yaml: Path
     overrides: Mapping[str, Any]
     learning_rates: tuple[float, ...] = ()
     eval_top_k: tuple[int, ...] = ()
+    shrunk: Optional[ShrunkStart] = None
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,31 @@ def _model(folder: Path, section: Section, name: str) -> ModelGrid:
     if section.has('sweep_at'):
         model = replace(model, sweep_at=_sweep_at(section, model))
     section.refuse_others()
+    for phase in model.arms.values():
+        _check_shrunk(phase, model.arms)
     return model
+
+
+def _check_shrunk(phase: Phase, arms: Mapping[str, Phase]) -> None:
+    """Refuses an arm that starts from what is no mixture of the study."""
+    start = phase.shrunk
+    if start is None:
+        return
+    others = [name for name, other in arms.items() if other.shrunk is None]
+    if start.arm not in others:
+        raise ConfigError(
+            f'{start.key}.arm',
+            start.arm,
+            'the model has no such arm, or it is shrunk itself.',
+            f"write one of {', '.join(others)}.",
+        )
+    if not start.heal and phase.learning_rates:
+        raise ConfigError(
+            f'{start.key}.heal',
+            start.heal,
+            'nothing is trained, and the arm has lr.',
+            'raise it, or remove lr.',
+        )
 
 
 def _sweep_at(section: Section, model: ModelGrid) -> tuple[str, float]:
@@ -335,7 +362,14 @@ def _arm(folder: Path, section: Section) -> Phase:
             MAX_SIZE,
             'write numbers of experts, such as [1, 2].',
         )
-    return replace(_phase(folder, section), eval_top_k=top_k)
+    shrunk = ShrunkStart.read(
+        section.inside('shrink', section.take('shrink', dict)),
+    ) if section.has('shrink') else None
+    return replace(
+        _phase(folder, section),
+        eval_top_k=top_k,
+        shrunk=shrunk,
+    )
 
 
 def _phase(folder: Path, section: Section) -> Phase:

@@ -40,7 +40,8 @@ def renew_evaluations(
         if path not in texts:
             continue
         if is_started and difference(path, texts[path], folder):
-            if is_held(files.eval_lock):
+            name = evaluation_run_name(run.name)
+            if is_held(RunFiles(measured.grid.study, name).lock):
                 raise _goes_on(folder, path)
             before = digest(path.read_text(), folder)
             _move(measured, run.name, f'{run.name}.{before}')

@@ -9,11 +9,13 @@ from foundry_upcycle.study.base_yaml import BaseYaml
 from foundry_upcycle.study.config import ModelGrid, Study, number_text
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
 from foundry_upcycle.study.existing import ExistingCheckpoint
+from foundry_upcycle.study.shrunk_start import ShrunkStart
 
 __all__ = ['Grid', 'Place', 'Role', 'Run', 'evaluation_run_name']
 
-# The dense start; a run that only compares learning rates; a second phase.
-Role = Literal['dense', 'sweep', 'arm']
+# The dense start; a run that only compares learning rates; a second phase; one
+# that is only shrunk, of a budget that is none of the study's.
+Role = Literal['dense', 'sweep', 'arm', 'source']
 # What follows an arm's name where it is evaluated with another K than its own.
 _SERVED = ', served at K = '
 
@@ -58,7 +60,8 @@ class Run:
         place: Where it stands. The runs of a sweep share theirs: the best of
             them becomes the grid's.
         base: The YAML that it is made of.
-        n_steps: Optimizer steps; 0 of a checkpoint.
+        n_steps: Optimizer steps; 0 of a checkpoint, and of what is shrunk and
+            not trained.
         needs: Runs that must be finished before.
         learning_rate: None: the YAML's own, or, where the arm has a sweep,
             the one that the sweep finds.
@@ -66,6 +69,8 @@ class Run:
             the YAML that goes on with it.
         serves: A run whose model this one only evaluates, with another K.
         served_top_k: That K.
+        source: Where the run stands whose mixture it starts from, shrunk.
+        source_flops: Of training that mixture and shrinking it.
     """
 
     name: str
@@ -78,11 +83,24 @@ class Run:
     checkpoint: Optional[ExistingCheckpoint] = None
     serves: Optional['Run'] = None
     served_top_k: Optional[int] = None
+    source: Optional[Place] = None
+    source_flops: float = 0
 
     @property
     def is_training(self) -> bool:
         """Whether the study trains it: no checkpoint, not only evaluated."""
-        return self.checkpoint is None and self.serves is None
+        return self.n_steps > 0 and self.serves is None
+
+    @property
+    def shrink_name(self) -> Optional[str]:
+        """What names the shrinking that it starts with; None: it has none.
+
+        The runs of a sweep have it in common, and so has what evaluates a model
+        with another K.
+        """
+        if self.source is None:
+            return None
+        return f'{self.weights.place.name}_shrink'
 
     @property
     def weights(self) -> 'Run':
@@ -121,9 +139,15 @@ class Run:
 
     @property
     def flops(self) -> float:
+        """Of a dense start; of a second phase, all that followed it."""
         if self.checkpoint is not None:
             given = self.checkpoint.flops
             return given or self.tokens * self.base.flops_per_token
+        return self.source_flops + self.own_flops
+
+    @property
+    def own_flops(self) -> float:
+        """Of its own training alone."""
         return self.n_steps * self.flops_per_step
 
 
@@ -156,7 +180,17 @@ class Grid:
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """What a report has results of, dense starts included."""
-        return tuple(dict.fromkeys(run.place for run in self.runs))
+        runs = [run for run in self.runs if run.role != 'source']
+        return tuple(dict.fromkeys(run.place for run in runs))
+
+    @cached_property
+    def shrunk(self) -> Mapping[str, ShrunkStart]:
+        """Model and arm -> what it starts from, of those that are shrunk."""
+        return {
+            f'{run.place.model} {run.place.arm}': run.base.phase.shrunk
+            for run in self.runs
+            if run.base.phase.shrunk is not None and run.serves is None
+        }
 
     def model(self, run: Run) -> ModelGrid:
         """The model that a run is of."""

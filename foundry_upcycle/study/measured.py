@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Optional
 
 import numpy as np
@@ -20,6 +21,7 @@ from foundry_upcycle.study.results import (
     best_of,
 )
 from foundry_upcycle.study.run_files import RunFiles
+from foundry_upcycle.study.run_yamls import shrunk_checkpoint
 from foundry_upcycle.study.tracking import Tracking
 
 __all__ = ['Measured', 'read_study_results']
@@ -57,10 +59,13 @@ class Measured:
     def is_trained(self, run: Run) -> bool:
         """Whether the last step is done, saved and logged.
 
-        Of a checkpoint that is there, always.
+        Of a checkpoint that is there, always; of what is only shrunk, whether
+        it is.
         """
         if run.checkpoint is not None:
             return True
+        if not run.weights.is_training:
+            return self.is_shrunk(run)
         steps, _ = self._train_loss(run)
         if self.n_steps(run) != run.n_steps or not len(steps):
             return False
@@ -87,6 +92,24 @@ class Measured:
             return None
         best = best_of([self._trained(run) for run in sweep])
         return None if best is None else best.run
+
+    def source(self, run: Run) -> Optional[Run]:
+        """The run whose mixture a run starts from, shrunk.
+
+        None before a sweep has found it, and where the run starts otherwise.
+        """
+        if run.source is None:
+            return None
+        candidates = self.grid.candidates(run.source)
+        return candidates[0] if len(candidates) == 1 else self.best(candidates)
+
+    def is_shrunk(self, run: Run) -> bool:
+        """Whether what a run starts from is there, of the source as it is."""
+        source, path = self.source(run), Path(shrunk_checkpoint(self.grid, run))
+        if source is None or not path.exists():
+            return False
+        # It is written whole, or not at all.
+        return path.stat().st_mtime >= self._saved_at(source)
 
     def learning_rate(self, run: Run) -> Optional[float]:
         """The study's, or what its sweep has found.
@@ -156,10 +179,18 @@ class Measured:
                 if link.is_symlink()
                 if (match := _STEP.search(os.readlink(link)))]
 
+    def _saved_at(self, run: Run) -> float:
+        """When the model was; never, where it is not."""
+        if run.checkpoint is not None:
+            return -math.inf
+        if not run.weights.is_training:
+            path = Path(shrunk_checkpoint(self.grid, run))
+            return path.stat().st_mtime if path.exists() else math.inf
+        return max((time for _, time in self._saved(run)), default=math.inf)
+
     def _answers(self, run: Run) -> Optional[ModelResults]:
         folder = RunFiles(self.grid.study, run.name).answers
-        never = math.inf if run.checkpoint is None else -math.inf
-        saved = max((time for _, time in self._saved(run)), default=never)
+        saved = self._saved_at(run)
         # One that goes on, or died, ends in .partial.
         files = [
             path for path in folder.glob('*.json')

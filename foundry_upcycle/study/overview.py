@@ -20,7 +20,7 @@ def plan_lines(grid: Grid) -> Iterator[str]:
     titles = ['run', 'active', 'lr', 'steps', 'tokens', 'FLOPs', 'fraction']
     runs = [run for run in grid.runs if run.serves is None]
     rows = [_plan_row(grid, run) for run in runs]
-    flops = sum(run.flops for run in grid.trainings)
+    flops = sum(run.own_flops for run in grid.trainings)
     total = ['all', '', '', '', '', f'{flops:.3g}', '']
     hours = ['hours', *(_run_hours(grid, run) for run in runs)]
     hours.append(_hours(hardware.hours(flops)))
@@ -43,6 +43,10 @@ def plan_lines(grid: Grid) -> Iterator[str]:
     )
     if served:
         yield f"evaluated as well: {'; '.join(map(str, served))}"
+    for arm, start in grid.shrunk.items():
+        yield f'{arm}: {start}'
+    if grid.shrunk:
+        yield 'of these, steps and hours are of healing, FLOPs of all since the dense model'
     if any(papers):
         yield "paper, ours: tokens that the paper prints, and ours over them"
 
@@ -60,12 +64,12 @@ def status_lines(grid: Grid) -> Iterator[str]:
             steps = f'{measured.n_steps(run):,}/{run.n_steps:,}'
             if found == 'done':
                 loss = f'{measured.final_loss(run):.3f}'
-                flops += run.flops
+                flops += run.own_flops
         n_done += found in ('done', 'not needed')
         rows.append([task.name, found, steps, loss])
     yield from in_columns([['task', 'state', 'saved steps', 'final loss'],
                            *rows])
-    share = flops / sum(run.flops for run in grid.trainings)
+    share = flops / sum(run.own_flops for run in grid.trainings)
     yield ''
     yield f'{n_done} of {len(tasks)} tasks, {share:.0%} of the training FLOPs'
 
@@ -76,7 +80,7 @@ def _plan_row(grid: Grid, run: Run) -> list[str]:
     else:
         rate = f'{run.learning_rate or run.base.config.optimizer.lr:g}'
     start, n_steps = grid.dense_start(run), f'{run.n_steps:,}'
-    if run.checkpoint is not None:
+    if not run.is_training:
         rate = n_steps = ''
     return [
         run.name,
@@ -97,6 +101,8 @@ def _paper_tokens(grid: Grid, run: Run) -> Optional[float]:
         return None
     if place.arm is None:
         return duration.pretraining_tokens
+    if run.base.source is not None:
+        return None
     arm = 'upcycled' if run.base.is_upcycling else 'cpt'
     point = duration.arms[arm].get(place.budget)
     return None if point is None else point.tokens
@@ -111,9 +117,9 @@ def _fraction(fraction: float) -> str:
 
 
 def _run_hours(grid: Grid, run: Run) -> str:
-    if run.checkpoint is not None:
+    if not run.is_training:
         return ''
-    return _hours(grid.study.hardware.hours(run.flops))
+    return _hours(grid.study.hardware.hours(run.own_flops))
 
 
 def _hours(hours: float) -> str:

@@ -184,11 +184,12 @@ def _all_texts(measured: Measured) -> dict[Path, str]:
     require_variables_used(grid)
     for run in grid.runs:
         files = RunFiles(grid.study, run.name)
-        rate = measured.learning_rate(run)
+        rate, source = measured.learning_rate(run), measured.source(run)
         is_known = rate is not None or not grid.sweep_for(run)
+        is_known = is_known and (source is not None or run.source is None)
         if run.is_training and is_known:
-            texts[files.train_yaml] = train_yaml(grid, run, rate)
-        if grid.evaluation is not None:
+            texts[files.train_yaml] = train_yaml(grid, run, rate, source)
+        if grid.evaluation is not None and run.role != 'source':
             texts[files.eval_yaml] = eval_yaml(grid, grid.evaluation, run)
     return texts
 

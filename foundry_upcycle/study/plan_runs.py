@@ -6,18 +6,17 @@ from typing import Iterator, Mapping, Sequence
 
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.duration import parse_duration
-from foundry_upcycle.planning.isoflop import steps_for_budget
 from foundry_upcycle.study.base_yaml import BaseYaml, require_same_model
 from foundry_upcycle.study.config import ModelGrid, Phase, Study
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
 from foundry_upcycle.study.existing import ExistingCheckpoint
 from foundry_upcycle.study.grid import Grid, Place, Run, evaluation_run_name
 from foundry_upcycle.study.paper import paper_durations
+from foundry_upcycle.study.plan_arms import Arms
+from foundry_upcycle.study.shrunk_start import ShrunkStart
 
 __all__ = ['plan_grid']
 
-# Farther apart, arms would not be compared at equal cost.
-_FLOPS_TOLERANCE = 0.01
 # Bytes of a file's name, which is longest while it is written.
 _MAX_NAME = 255
 _UNFINISHED = '.' + 31 * 'x'
@@ -70,7 +69,7 @@ def plan_grid(study: Study) -> Grid:
 def _as_served(study: Study, run: Run) -> Iterator[Run]:
     """A run, and its model with each other K that its arm is evaluated with."""
     yield run
-    if run.role == 'dense':
+    if run.role in ('dense', 'source'):
         return
     for top_k in run.base.phase.eval_top_k:
         _check_served(study, run, top_k)
@@ -82,7 +81,7 @@ def _check_served(study: Study, run: Run, top_k: int) -> None:
     problem, fix = '', 'remove it.'
     if study.evaluation is None:
         problem, fix = 'nothing is evaluated.', 'set evaluation, or remove it.'
-    elif not run.base.is_upcycling:
+    elif not run.shape.n_moe_layers:
         problem = f'{run.base.path} trains a dense model.'
     elif top_k > run.shape.n_experts:
         problem = f'{run.base.path} has {run.shape.n_experts} experts.'
@@ -138,10 +137,7 @@ def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:
     base = None
     if model.pretrain is not None:
         base = _read_pretraining(key, study, model.pretrain)
-    arms = {
-        name: BaseYaml.read(f'{key}.arms.{name}', phase, study.variables)
-        for name, phase in model.arms.items()
-    }
+    arms = _read_arms(key, study, model)
     base = base or _first_dense(key, arms)
     for arm in arms.values():
         require_same_model(base, arm)
@@ -150,29 +146,58 @@ def _plan_model(study: Study, model: ModelGrid) -> Iterator[Run]:
         for name, start in model.durations.items()
     ]
     yield from starts
-    sweeps = {
-        name: _plan_sweep(key, study, model, starts, name, arm)
-        for name, arm in arms.items()
+    yield from Arms(key, study.seeds, model, arms, starts).runs()
+
+
+def _read_arms(
+    key: str,
+    study: Study,
+    model: ModelGrid,
+) -> dict[str, BaseYaml]:
+    arms = {
+        name: BaseYaml.read(f'{key}.arms.{name}', phase, study.variables)
+        for name, phase in model.arms.items()
+        if phase.shrunk is None
     }
-    for sweep in sweeps.values():
-        yield from sweep
-    # All arms at a budget before the next: what there is can be compared.
-    for start in starts:
-        for budget in model.budgets:
-            for name, arm in arms.items():
-                for seed in study.seeds:
-                    duration = start.place.duration
-                    place = Place(model.name, duration, name, budget, seed)
-                    sweep = sweeps[name]
-                    # That one is the best of the sweep.
-                    if not (sweep and place == sweep[0].place):
-                        yield _plan_arm(key, model, start, arm, place, sweep)
+    for name, phase in model.arms.items():
+        if phase.shrunk is None:
+            continue
+        source = arms[phase.shrunk.arm]
+        _check_shrunk(study, phase.shrunk, source)
+        arms[name] = BaseYaml.read(
+            f'{key}.arms.{name}',
+            phase,
+            study.variables,
+            source,
+        )
+    return {name: arms[name] for name in model.arms}
+
+
+def _check_shrunk(
+    study: Study,
+    shrunk: ShrunkStart,
+    source: BaseYaml,
+) -> None:
+    if not source.is_upcycling:
+        raise ConfigError(
+            f'{shrunk.key}.arm',
+            shrunk.arm,
+            f'{source.path} trains a dense model.',
+            'name an arm that upcycles.',
+        )
+    if not shrunk.heal and study.evaluation is None:
+        raise ConfigError(
+            f'{shrunk.key}.heal',
+            shrunk.heal,
+            'nothing is trained, and nothing is evaluated.',
+            'set evaluation, or raise it.',
+        )
 
 
 def _first_dense(key: str, arms: Mapping[str, BaseYaml]) -> BaseYaml:
     """The YAML that says what checkpoints are models of."""
     for arm in arms.values():
-        if not arm.is_upcycling:
+        if arm.is_continued:
             return replace(arm, key=f'{key}.checkpoints')
     raise ConfigError(
         f'{key}.arms',
@@ -243,87 +268,3 @@ def _plan_pretraining(
     place = Place(model.name, name)
     rate = next(iter(base.phase.learning_rates), None)
     return Run(place.name, 'dense', place, base, n_steps, (), rate)
-
-
-def _plan_sweep(
-    key: str,
-    study: Study,
-    model: ModelGrid,
-    starts: Sequence[Run],
-    name: str,
-    arm: BaseYaml,
-) -> tuple[Run, ...]:
-    rates = arm.phase.learning_rates
-    if len(rates) < 2:
-        return ()
-    start, budget = min(starts, key=lambda run: run.flops), model.budgets[0]
-    if model.sweep_at is not None:
-        duration, budget = model.sweep_at
-        start = next(run for run in starts if run.place.duration == duration)
-    duration = start.place.duration
-    place = Place(model.name, duration, name, budget, study.seeds[0])
-    n_steps = _matched_steps(key, model, start, arm, budget)
-    return tuple(
-        Run(
-            f'{place.name}_lr{rate:g}',
-            'sweep',
-            place,
-            arm,
-            n_steps,
-            (start.name, ),
-            rate,
-        ) for rate in rates
-    )
-
-
-def _plan_arm(
-    key: str,
-    model: ModelGrid,
-    start: Run,
-    arm: BaseYaml,
-    place: Place,
-    sweep: Sequence[Run],
-) -> Run:
-    rates = arm.phase.learning_rates
-    return Run(
-        place.name,
-        'arm',
-        place,
-        arm,
-        _matched_steps(key, model, start, arm, place.budget),
-        (start.name, *(run.name for run in sweep)),
-        rates[0] if len(rates) == 1 else None,
-    )
-
-
-def _matched_steps(
-    key: str,
-    model: ModelGrid,
-    start: Run,
-    arm: BaseYaml,
-    budget: float,
-) -> int:
-    if model.unit == 'fraction':
-        key, says = f'{key}.fractions', f'of the FLOPs of {start.name} it buys '
-        ways = ['raise it', 'pretrain longer']
-    else:
-        key, says, ways = f'{key}.budgets', 'it buys ', ['raise it']
-    flops = model.budget_flops(budget, start.flops)
-    if flops < arm.flops_per_step:
-        raise ConfigError(
-            key,
-            budget,
-            f'{says}less than a step of {arm.path}.',
-            f"{', or '.join(ways)}.",
-        )
-    n_steps, deviation = steps_for_budget(flops, arm.flops_per_step, 1)
-    arm.require_warmup_shorter(key, budget, n_steps, says)
-    if abs(deviation) > _FLOPS_TOLERANCE:
-        raise ConfigError(
-            key,
-            budget,
-            f'the nearest whole number of steps of {arm.path}, {n_steps}, '
-            f'costs {deviation:+.1%} FLOPs.',
-            f"{', '.join(ways)}, or lower global_train_batch_size.",
-        )
-    return n_steps

@@ -84,7 +84,7 @@ def _arms(
 ) -> dict[str, Optional[str]]:
     """Continued pretraining and upcycling, by the names of the study's arms."""
     runs = {name: _any_run(results, model, name) for name in model.arms}
-    cpt = [name for name, run in runs.items() if not run.base.is_upcycling]
+    cpt = [name for name, run in runs.items() if run.base.is_continued]
     moe = [
         name for name, run in runs.items() if run.base.is_upcycling
         # One whose K varied is another.

@@ -45,11 +45,11 @@ def check_runs(grid: Grid) -> None:
     checked: set[str] = set()
     for run in grid.runs:
         yaml = RunFiles(grid.study, run.name).train_yaml
-        is_first = run.base.key not in checked
         if yaml.exists():
-            _check_training(yaml, build=is_first)
-        checked.add(run.base.key)
+            _check_training(yaml, build=run.base.key not in checked)
+            checked.add(run.base.key)
     _check_starts(grid)
+    _check_texts(grid)
     if grid.evaluation is not None:
         # They differ in the model alone.
         yaml = RunFiles(grid.study, grid.runs[0].name).eval_yaml
@@ -192,6 +192,9 @@ def _check_starts(grid: Grid) -> None:
         start, arm = grid.dense_start(run), run.base
         if run.role != 'dense' and (start.name, arm.key) not in checked:
             checked.add((start.name, arm.key))
+            if arm.source is not None:
+                _require_same_function(_shrunk(arm, arm.source), arm)
+                continue
             _require_same_function(_dense(start), arm)
             if start.checkpoint is not None and not arm.is_upcycling:
                 _require_loadable(start.checkpoint.path, arm)
@@ -208,6 +211,30 @@ def _dense(start: Run) -> Any:
         path=start.base.path,
         model_config=flatten(_model(start.base)),
     )
+
+
+def _shrunk(arm: BaseYaml, source: BaseYaml) -> Any:
+    """What is asked of the checkpoint that another arm's is shrunk to."""
+    from foundry_upcycle.checkpoints.base import flatten
+    ffn = _model(arm)['ffn_config']
+    return SimpleNamespace(
+        path=source.path,
+        model_config=flatten({
+            **_model(source), 'ffn_config': ffn
+        }),
+    )
+
+
+def _check_texts(grid: Grid) -> None:
+    """Checks that what mixtures are calibrated on is there."""
+    for start in grid.shrunk.values():
+        if start.texts is not None and not os.path.exists(start.texts):
+            raise ConfigError(
+                f'{start.key}.calibrate',
+                start.texts,
+                'there is no such file or folder.',
+                'name a text file, a folder of them, or an MDS folder.',
+            )
 
 
 def _require_loadable(path: str, arm: BaseYaml) -> None:

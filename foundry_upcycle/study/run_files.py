@@ -11,19 +11,15 @@ class RunFiles:
 
     Args:
         study: The study.
-        name: The run.
+        name: The run; of ``log`` and ``lock``, any task.
     """
 
     def __init__(self, study: Study, name: str):
         folder = study.folder
+        self.log = folder / 'logs' / f'{name}.log'
+        # Held while it goes on.
+        self.lock = folder / 'locks' / f'{name}.lock'
         self.train_yaml = folder / 'yamls' / f'{name}.yaml'
         self.eval_yaml = folder / 'yamls' / f'{evaluation_run_name(name)}.yaml'
-        self.train_log = folder / 'logs' / f'{name}.log'
-        self.eval_log = folder / 'logs' / f'{evaluation_run_name(name)}.log'
         self.checkpoints = folder / 'checkpoints' / name
         self.answers = folder / 'answers' / name
-        # Held while that goes on.
-        self.train_lock = folder / 'locks' / f'{name}.lock'
-        self.eval_lock = (
-            folder / 'locks' / f'{evaluation_run_name(name)}.lock'
-        )

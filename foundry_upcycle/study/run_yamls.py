@@ -1,5 +1,7 @@
 """The Foundry YAMLs of a study's runs: one to train, one to evaluate."""
 
+import hashlib
+import shlex
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional
 
@@ -10,10 +12,18 @@ from foundry_upcycle.study.base_yaml import BaseYaml
 from foundry_upcycle.study.config import number_text
 from foundry_upcycle.study.evaluation_yaml import EvaluationYaml
 from foundry_upcycle.study.grid import Grid, Run, evaluation_run_name
+from foundry_upcycle.study.phase_checks import TEACHER_KEY
 from foundry_upcycle.study.run_files import RunFiles
 from foundry_upcycle.study.settings import CHECKPOINT_TAG
 
-__all__ = ['HEADER', 'eval_yaml', 'last_checkpoint_name', 'train_yaml']
+__all__ = [
+    'HEADER',
+    'eval_yaml',
+    'last_checkpoint_name',
+    'saved_checkpoint',
+    'shrunk_checkpoint',
+    'train_yaml',
+]
 
 # How the file of every planned YAML begins.
 HEADER = '# Planned from '
@@ -24,11 +34,17 @@ _DECOUPLED = ('adalr_lion', 'clip_lion')
 _GONE = object()
 
 
-def train_yaml(grid: Grid, run: Run, rate: Optional[float]) -> str:
+def train_yaml(
+    grid: Grid,
+    run: Run,
+    rate: Optional[float],
+    source: Optional[Run] = None,
+) -> str:
     """The YAML that trains a run.
 
     It is the phase's, with these set: the run's name, seeds and length; the
-    dense checkpoint that it starts from; where it saves and logs. Where the
+    checkpoint that it starts from, and that of its teacher; where it saves and
+    logs. Where the
     study has another learning rate than the YAML, weight decay is scaled with
     it: Foundry's decoupled optimizers take ``weight_decay`` off the weights at
     a step of full learning rate, whatever that is, so that the usual ``lr *
@@ -38,8 +54,9 @@ def train_yaml(grid: Grid, run: Run, rate: Optional[float]) -> str:
         grid: The study's runs.
         run: One of them.
         rate: Its learning rate, if the study or a sweep says one.
+        source: The run whose mixture it starts from, shrunk, if it does.
     """
-    settings = _train_settings(grid, run, rate)
+    settings = _train_settings(grid, run, rate, source)
     _refuse_overrides(run.base, settings)
     return _text(run.base.config, settings, run.base.path)
 
@@ -67,6 +84,7 @@ def _train_settings(
     grid: Grid,
     run: Run,
     rate: Optional[float],
+    source: Optional[Run],
 ) -> dict[str, Any]:
     """All that a study sets in a run's YAML: full keys, and their values."""
     settings = {
@@ -81,8 +99,10 @@ def _train_settings(
     }
     if run.place.seed is not None:
         settings.update(_seeds(run.base, run.place.seed))
-    if run.role != 'dense':
-        start = _checkpoint(grid, grid.dense_start(run))
+    if source is not None:
+        settings.update(_shrunk_start(grid, run, source))
+    elif run.role != 'dense':
+        start = saved_checkpoint(grid, grid.dense_start(run))
         settings.update(_start(run.base, start))
     if rate is not None:
         settings.update(_learning_rate(run.base, rate))
@@ -141,6 +161,13 @@ def _start(base: BaseYaml, checkpoint: str) -> dict[str, Any]:
     return {'load_path': checkpoint, 'load_weights_only': True}
 
 
+def _shrunk_start(grid: Grid, run: Run, source: Run) -> dict[str, Any]:
+    settings = _start(run.base, shrunk_checkpoint(grid, run))
+    if run.base.teacher is not None:
+        settings[f'{TEACHER_KEY}.teacher'] = saved_checkpoint(grid, source)
+    return settings
+
+
 def last_checkpoint_name(base: BaseYaml) -> str:
     """How the link to a run's newest checkpoint is called, on rank 0.
 
@@ -151,10 +178,26 @@ def last_checkpoint_name(base: BaseYaml) -> str:
     return 'latest-sharded-rank0' if base.saves_sharded else 'latest-rank0.pt'
 
 
-def _checkpoint(grid: Grid, run: Run) -> str:
-    """Of a run that is done."""
+def shrunk_checkpoint(grid: Grid, run: Run) -> str:
+    """What a run starts from, where that has been shrunk.
+
+    Its name says from what, and how: another is none that is done.
+    """
+    shrunk = run.base.phase.shrunk
+    assert run.source is not None and shrunk is not None  # For pyright.
+    text = shlex.join([run.source.name, *shrunk.options])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    ending = '' if run.base.saves_sharded else '.pt'
+    name = f'{run.weights.place.name}.{digest}{ending}'
+    return str(grid.study.folder / 'shrunk' / name)
+
+
+def saved_checkpoint(grid: Grid, run: Run) -> str:
+    """The model of a run that is done."""
     if run.checkpoint is not None:
         return run.checkpoint.path
+    if run.source is not None and not run.weights.is_training:
+        return shrunk_checkpoint(grid, run)
     folder = RunFiles(grid.study, run.weights.name).checkpoints
     return str(folder / last_checkpoint_name(run.base))
 
@@ -195,7 +238,7 @@ def _model_entry(grid: Grid, run: Run) -> dict[str, Any]:
         model['ffn_config']['moe_top_k'] = run.served_top_k
     return {
         'model_name': run.name,
-        'load_path': _checkpoint(grid, run),
+        'load_path': saved_checkpoint(grid, run),
         'tokenizer': tokenizer,
         'model': model,
     }

@@ -70,7 +70,7 @@ def dry_run(grid: Grid) -> Iterator[str]:
             lock = task.lock(study)
             lock.parent.mkdir(exist_ok=True)
             words = (*_HOLDING, str(lock), *_UNREDIRECTED)
-            yield shlex.join([*words, *command(grid, task)])
+            yield shlex.join([*words, *command(measured, task)])
         elif found == 'waits':
             needs = ', '.join(waits_for(measured, task))
             yield f'# {task.name} after {needs}'
@@ -215,7 +215,8 @@ class StudyRunner:
                     continue
                 others = [other.task for other in going.values()]
                 self._announce(measured, job, [*others, *todo.values()])
-                going[pool.submit(self._process, job, lock)] = job
+                words = command(measured, task)
+                going[pool.submit(self._process, job, words, lock)] = job
             if not going:
                 return
             ended, _ = wait(going, return_when=FIRST_COMPLETED)
@@ -229,8 +230,10 @@ class StudyRunner:
         job: _Job,
         others: Sequence[Task],
     ) -> None:
-        if job.task.kind == 'train' and self.grid.sweep_for(job.task.run):
-            # Its learning rate is known now.
+        run = job.task.run
+        waited = self.grid.sweep_for(run) or run.source is not None
+        if job.task.kind == 'train' and waited:
+            # Its learning rate and what it starts from are known now.
             write_yamls(self.grid, measured)
         seconds = self._pace.left(measured, [job.task, *others]) / self.jobs
         begins = 'goes on' if job.found == 'started' else 'starts'
@@ -255,9 +258,9 @@ class StudyRunner:
             self._pace.add(task, job.to_start, seconds)
         job.tell(f'done in {duration_text(seconds)}')
 
-    def _process(self, job: _Job, lock: int) -> None:
+    def _process(self, job: _Job, words: Sequence[str], lock: int) -> None:
         """Does a task; once more, after a fault of the machine that passes."""
-        program, *arguments = command(self.grid, job.task)
+        program, *arguments = words
         words = [*_start(program), *arguments]
         log, progress = self._log(job.task), Progress()
         run = self._processes.run
@@ -273,8 +276,7 @@ class StudyRunner:
                 run(words, log, Progress(), job.show, pass_fds=[lock])
 
     def _log(self, task: Task) -> Path:
-        files = RunFiles(self.grid.study, task.run.name)
-        return files.train_log if task.kind == 'train' else files.eval_log
+        return task.log(self.grid.study)
 
 
 class _Pace:
@@ -313,7 +315,7 @@ class _Pace:
     def _estimate(self, task: Task) -> float:
         starts = self._starts[task.kind]
         if not starts:
-            by_flops = 3600 * self._hardware.hours(task.run.flops)
+            by_flops = 3600 * self._hardware.hours(task.run.own_flops)
             return by_flops if task.kind == 'train' else 0.0
         of_kind = [key for key in self._seconds if key[0] == task.kind]
         keys = [_class(task)] if _class(task) in of_kind else of_kind
@@ -327,7 +329,7 @@ def _class(task: Task) -> _Class:
 
 
 def _amount(task: Task) -> float:
-    return float(task.run.flops) if task.kind == 'train' else 1.0
+    return float(task.run.own_flops) if task.kind == 'train' else 1.0
 
 
 def _why(measured: Measured, task: Task) -> str:
@@ -348,7 +350,7 @@ def _refuse_foreign_runs(measured: Measured) -> None:
     study = measured.grid.study
     for task in list_tasks(measured.grid):
         files = RunFiles(study, task.run.name)
-        traces = files.train_log, files.checkpoints, task.lock(study)
+        traces = files.log, files.checkpoints, task.lock(study)
         is_new = not any(trace.exists() for trace in traces)
         if is_new and measured.tracking.keys(task.name):
             raise ConfigError(
@@ -361,14 +363,14 @@ def _refuse_foreign_runs(measured: Measured) -> None:
 
 
 def _start(program: str) -> list[str]:
-    """What starts a script, in this environment.
+    """What starts a program, in this environment.
 
     Composer's launcher takes as long to import Composer as the script itself.
     Where it would start one process, Python does.
     """
     from torch.cuda import device_count
-    if device_count() < 2 and all(os.environ.get(name, '1') == '1'
-                                  for name in _LAUNCHING):
+    if program == 'composer' and device_count() < 2 and all(
+            os.environ.get(name, '1') == '1' for name in _LAUNCHING):
         return [sys.executable]
     path = Path(sys.executable).with_name(program)
     if not path.exists():

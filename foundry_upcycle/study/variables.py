@@ -39,7 +39,8 @@ def _texts(grid: Grid) -> Iterator[tuple[str, str]]:
     of_phase = {run.base.key: run for run in reversed(grid.trainings)}
     for key, run in of_phase.items():
         rates = run.base.phase.learning_rates
-        yield key, train_yaml(grid, run, rates[0] if rates else None)
+        source = grid.candidates(run.source)[0] if run.source else None
+        yield key, train_yaml(grid, run, rates[0] if rates else None, source)
     if grid.evaluation is not None:
         yield 'evaluation', eval_yaml(grid, grid.evaluation, grid.runs[0])
 

@@ -7,6 +7,7 @@ import tiny_shrunk
 import torch
 from tiny_shrunk import FFN, load_in_foundry, logits, save_calibration
 
+from foundry_upcycle.checkpoints.exactness import check_same_model
 from foundry_upcycle.checkpoints.open import open_checkpoint
 from foundry_upcycle.config import ShrinkingConfig, UpcyclingConfig
 from foundry_upcycle.conversion.calibration import Calibration
@@ -16,6 +17,7 @@ from foundry_upcycle.conversion.inspect import describe
 from foundry_upcycle.conversion.shrink import shrink
 from foundry_upcycle.conversion.verify import verify
 from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.planning.shrunk import shrunk_model
 
 GLU = {}
 MLP = {
@@ -124,6 +126,23 @@ def test_a_mixture_at_step_0_stays_the_dense_model(
         if way.get('by') == 'merge' and 'experts' in way:
             # The mean of copies is the dense layer, bit by bit.
             assert verify(source, out, tolerance=1e-5).passed
+
+
+def test_what_is_planned_of_a_yaml_is_what_is_written(
+    moe,
+    calibration,
+    tmp_path,
+):
+    section = {'name': 'upcycled_mpt', **tiny.moe_config()}
+    for i, way in enumerate(WAYS):
+        out = run(moe, tmp_path / f'{i}.pt', calibration, **way)
+        planned = shrunk_model(
+            section,
+            ShrinkingConfig(**way, has_calibration=way.get('dense') != 'mean'),
+        )
+        check_same_model(open_checkpoint(out), planned, 'model')
+        is_dense = planned['name'] == 'mpt_causal_lm'
+        assert is_dense == ('dense' in way)
 
 
 def test_experts_of_most_load_or_norm_are_kept(moe, calibration, tmp_path):

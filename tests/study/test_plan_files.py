@@ -121,14 +121,14 @@ def test_a_run_that_failed_before_its_first_step_may_be_mended(files):
     grid = files.grid()
     write_yamls(grid)
     run = RunFiles(grid.study, CPT)
-    run.train_log.parent.mkdir(parents=True)
-    run.train_log.write_text('CUDA out of memory')
+    run.log.parent.mkdir(parents=True)
+    run.log.write_text('CUDA out of memory')
     run.checkpoints.mkdir(parents=True)
     files.set('cpt', 'train_loader.dataset.local', 'the_right_folder')
     write_yamls(files.grid())
     config = OmegaConf.load(run.train_yaml)
     assert config.train_loader.dataset.local == 'the_right_folder'
-    assert run.train_log.read_text() == 'CUDA out of memory'
+    assert run.log.read_text() == 'CUDA out of memory'
 
 
 def test_how_a_run_goes_may_change(files: StudyFiles):
@@ -315,7 +315,7 @@ def test_an_evaluation_that_goes_on_is_not_done_anew(files: StudyFiles):
     write_yamls(grid)
     answer(grid)
     other = files.set('eval', 'icl_tasks', 'others.yaml').grid()
-    with only_one(RunFiles(grid.study, CPT).eval_lock):
+    with only_one(RunFiles(grid.study, f'{CPT}_eval').lock):
         with pytest.raises(ConfigError,
                            match=f'{CPT}_eval goes on, with other'):
             write_yamls(other)

@@ -1,17 +1,23 @@
 """The whole quickstart, tiny: the real trainer, real text, a real report."""
 
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from foundry_upcycle.conversion.verify import verify
 from foundry_upcycle.study.config import read_study
 from foundry_upcycle.study.measured import Measured, read_study_results
 from foundry_upcycle.study.plan_runs import plan_grid
+from foundry_upcycle.study.run_files import RunFiles
+from foundry_upcycle.study.run_yamls import saved_checkpoint, shrunk_checkpoint
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name('foundry-upcycle')
@@ -46,16 +52,16 @@ def study(*args: str) -> str:
     ).stdout
 
 
-def interrupt_at_step(step: int) -> None:
+def interrupt_at_step(step: int, yaml: str = YAML, name: str = '') -> None:
     """Starts the study and ends it as Ctrl-C on a cluster would."""
     process = subprocess.Popen(
-        [COMMAND, 'study', 'run', YAML],
+        [COMMAND, 'study', 'run', yaml],
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if f'step {step}/' in line:
+        if f'{name}] step {step}/' in line:
             process.send_signal(signal.SIGTERM)
             break
     process.stdout.close()
@@ -121,3 +127,76 @@ def test_resumed_equals_uninterrupted(checkout: Path):
     for run in grid.runs:
         resumed_loss = resumed[run.name].train_loss
         assert resumed_loss.tolist() == whole[run.name].train_loss.tolist()
+
+
+HEALED = 'healed.yaml'
+
+
+def write_healed(fraction: float = 1.0) -> None:
+    """The tiny study, with arms that are shrunk, and one that is then healed."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(YAML))
+    model = content['models']['tiny']
+    model['fractions'] = [fraction]
+    overrides = copy.deepcopy(model['pretrain']['overrides'])
+    overrides['save_interval'] = '5ba'
+    del overrides['model']['ffn_config']  # It follows from the mixture's.
+    shrink = {
+        'arm': 'upcycled',
+        'dense': 'concat',
+        'keep': 2,
+        'by': 'load',
+        'calibrate': 'runs/quickstart_tiny/data/headers/train',
+        'tokens': 256,
+        'heal': 0.25,
+    }
+    arms = model['arms']
+    for name, start in (
+        ('healed', shrink),
+        ('shrunk', {'arm': 'upcycled', 'dense': 'mean', 'heal': 0}),
+    ):
+        arms[name] = {
+            'yaml': 'quickstart_heal.yaml',
+            'overrides': overrides,
+            'shrink': start,
+        }
+    for phase in (model['pretrain'], *arms.values()):
+        phase['yaml'] = f'yamls/{phase["yaml"]}'
+    content['evaluation'] = f'yamls/{content["evaluation"]}'
+    OmegaConf.save(content, HEALED)
+
+
+@pytest.mark.slow
+def test_shrunk_and_healed(checkout: Path):
+    write_healed()
+    grid = plan_grid(read_study(HEALED))
+    name = 'tiny_short_healed_1_s17'
+    interrupt_at_step(10, HEALED, name)
+    # It had saved at steps 5 and 10.
+    assert Measured(grid).n_steps(grid[name]) in (5, 10)
+    shrunk = Path(shrunk_checkpoint(grid, grid[name]))
+    before = shrunk.stat().st_mtime
+    study('run', HEALED)
+    # It went on with what it had started from.
+    assert shrunk.stat().st_mtime == before
+    assert '12 of 12 tasks, 100% of' in study('status', HEALED)
+    source = saved_checkpoint(grid, grid['tiny_short_upcycled_0.75_s17'])
+    assert verify(source, str(shrunk)).passed
+    results = read_study_results(Measured(grid))
+    found = {place.arm: r for place, r in results.by_place.items()}
+    assert found.keys() == {None, 'cpt', 'upcycled', 'healed', 'shrunk'}
+    for arm in ('upcycled', 'healed', 'shrunk'):
+        assert found[arm].run.flops == pytest.approx(
+            found['cpt'].run.flops,
+            rel=0.01,
+        )
+    assert 'loss/train/kl' in RunFiles(grid.study, name).log.read_text()
+    # What is healed has forgotten less than what is only shrunk.
+    losses = {
+        arm: result.evaluation.losses['headers']
+        for arm, result in found.items()
+        if result.evaluation
+    }
+    assert losses['healed'] < losses['shrunk']
+    study('report', HEALED)
+    report = (grid.study.folder / 'report' / 'report.md').read_text()
+    assert '| short | healed | 1 |' in report

@@ -379,8 +379,8 @@ def test_a_sweep_that_diverged_is_named(grid: Grid, machine: Machine):
     for rate in ('0.0001', '0.001'):
         run = grid[f'{SWEPT}_lr{rate}']
         leave_training(grid, run, loss=math.nan)
-        RunFiles(grid.study, run.name).train_log.parent.mkdir(exist_ok=True)
-        RunFiles(grid.study, run.name).train_log.touch()
+        RunFiles(grid.study, run.name).log.parent.mkdir(exist_ok=True)
+        RunFiles(grid.study, run.name).log.touch()
     said: list[str] = []
     assert not StudyRunner(grid, said.append).run()
     assert 'm_short_upcycled_0.4_s18' not in machine.commands

@@ -70,7 +70,7 @@ def how_to_read(summary: Summary) -> str:
     farthest = max(
         _deviation(summary.grid, run)
         for run in summary.grid.runs
-        if run.place.arm is not None
+        if run.role in ('sweep', 'arm')
     )
     lines = [
         f'- Arms are matched by FLOPs, not by tokens: {_budgets(summary)}, in '
@@ -82,6 +82,7 @@ def how_to_read(summary: Summary) -> str:
         'the dense start is on the text of pretraining: compare it with '
         'nothing else.',
         *_reading_served(summary),
+        *_reading_shrunk(summary),
         *_reading_intervals(summary),
         *_reading_quality(summary),
         '- "n/a" in brackets: there is no interval, as there is one run (of a '
@@ -123,6 +124,18 @@ def _reading_served(summary: Summary) -> Iterator[str]:
             'another number of experts a token than their own. Other rows have '
             "their own: where K varied in training, the largest. Steps, tokens "
             'and FLOPs are those of the training, with its K.'
+        )
+
+
+def _reading_shrunk(summary: Summary) -> Iterator[str]:
+    shrunk = summary.grid.shrunk
+    for arm, start in shrunk.items():
+        yield f'- {plain(f"{arm}: {start}")}.'
+    if shrunk:
+        yield (
+            '- FLOPs of what is shrunk are those of the mixture, its '
+            "calibration, the training that follows and its teacher's forward "
+            'passes; steps and tokens are of that training.'
         )
 
 

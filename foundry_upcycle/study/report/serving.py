@@ -19,6 +19,7 @@ from typing import Any, Mapping, Optional
 from foundry_upcycle.documents import DocumentError, read_json
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.study.config import ModelGrid
+from foundry_upcycle.study.grid import Run
 from foundry_upcycle.study.report.summary import Summary
 
 __all__ = [
@@ -130,11 +131,22 @@ def arm_costs(
     serving: Serving,
 ) -> Mapping[str, Optional[Cost]]:
     """Arm -> what serving it costs; None where that was not measured."""
-    shapes = {arm: summary.any_run(model, arm).shape for arm in model.arms}
+    runs = {arm: summary.any_run(model, arm) for arm in model.arms}
     return {
-        arm: serving.cost(model.name, shape.n_experts, shape.top_k)
-        for arm, shape in shapes.items()
+        arm:
+        None if _is_wider(run) else
+        serving.cost(model.name, run.shape.n_experts, run.shape.top_k)
+        for arm, run in runs.items()
     }
+
+
+def _is_wider(run: Run) -> bool:
+    """Whether it is a dense model, and wider than that of the study."""
+    source = run.base.source
+    is_dense = run.shape.n_moe_layers == 0
+    return source is not None and is_dense and (
+        run.shape.n_expert_params > source.shape.n_expert_params
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:

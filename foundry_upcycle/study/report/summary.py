@@ -69,7 +69,7 @@ class Summary:
             tuple(
                 arm
                 for arm in model.arms
-                if not self.any_run(model, arm).base.is_upcycling
+                if self.any_run(model, arm).base.is_continued
             )
             for model in self.models
         }

@@ -70,7 +70,7 @@ def _result_row(summary: Summary, point: Place) -> list[str]:
         point.arm or _DENSE,
         NONE if is_start else number_text(point.budget),
         NONE if is_start else str(len(summary.results(point))),
-        NONE if run.checkpoint else f'{run.n_steps:,}',
+        f'{run.n_steps:,}' if run.n_steps else NONE,
         f'{run.tokens:.3e}',
         f'{run.flops:.3e}',
         *(mean_cell(summary.mean(metric, point)) for metric in summary.metrics),
@@ -226,14 +226,14 @@ def seconds_table(summary: Summary) -> str:
     rows = [[
         result.run.name,
         f'{result.run.n_steps:,}',
-        f'{result.run.flops:.3e}',
+        f'{result.run.own_flops:.3e}',
         NONE if result.seconds is None else f'{result.seconds:,.0f}',
     ] for result in results]
     known = [result.seconds for result in results if result.seconds is not None]
     rows.append([
         bold('total'),
         f'{sum(result.run.n_steps for result in results):,}',
-        f'{sum(result.run.flops for result in results):.3e}',
+        f'{sum(result.run.own_flops for result in results):.3e}',
         f'{sum(known):,.0f}',
     ])
     return markdown_table(['run', 'steps', 'FLOPs', 'training (s)'], rows)

@@ -144,6 +144,7 @@ def make_grid(
     models: Sequence[str] = ('small', ),
     batch: int = 4,
     eval_top_k: Sequence[int] = (),
+    shrunk: Mapping[str, Mapping[str, Any]] = {},  # noqa: B006
 ) -> Grid:
     """Plans a study.
 
@@ -160,6 +161,7 @@ def make_grid(
         models: Names.
         batch: Sequences of a step, each of 32 tokens.
         eval_top_k: Of the last arm.
+        shrunk: Further arms, and their ``shrink``.
     """
     train = {
         **_TRAIN,
@@ -184,6 +186,11 @@ def make_grid(
         model['arms'][arms[-1]]['lr'] = list(sweep)
     if eval_top_k:
         model['arms'][arms[-1]]['eval_top_k'] = list(eval_top_k)
+    for arm, shrink in shrunk.items():
+        model['arms'][arm] = {
+            'yaml': str(paths['dense']),
+            'shrink': dict(shrink),
+        }
     if paper:
         model['paper'] = paper
     study: dict[str, Any] = {

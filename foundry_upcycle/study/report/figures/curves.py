@@ -45,7 +45,7 @@ def draw_curves(scene: Scene) -> Optional[Drawing]:
         _plot(axes, scene, duration)
     trained = [
         arm for arm in scene.model.arms
-        if scene.summary.any_run(scene.model, arm).serves is None
+        if scene.summary.any_run(scene.model, arm).is_training
     ]
     legend_above(figure, scene.look.arm_handles(trained))
     return Drawing(
@@ -68,7 +68,7 @@ def _plot(axes: Axes, scene: Scene, duration: str) -> None:
         point = Place(scene.model.name, duration, arm, budget)
         results = scene.summary.results(point)
         # What is only evaluated has no curve of its own.
-        if results and scene.summary.run(point).serves is None:
+        if results and scene.summary.run(point).is_training:
             curves[arm] = next(iter(results.values()))
     if not curves:
         return
@@ -98,7 +98,8 @@ def _plot_run(
     """Draws a run; returns its mean losses after the beginning."""
     loss = result.train_loss
     # As floats: a run of the paper's sizes takes more FLOPs than an int64 holds.
-    flops = np.arange(1, len(loss) + 1) * (result.run.flops_per_step / unit)
+    flops = result.run.source_flops / unit
+    flops += np.arange(1, len(loss) + 1) * (result.run.flops_per_step / unit)
     # As pixels: a path of all steps would make the SVG large.
     axes.plot(
         flops,
