@@ -10,9 +10,17 @@ from typing import Sequence
 
 import numpy as np
 
-__all__ = ['mean_interval', 'paired_drop', 'ratio_interval', 't_quantile']
+__all__ = [
+    'mean_interval',
+    'paired_drop',
+    'ratio_interval',
+    'share_interval',
+    't_quantile',
+]
 
 _RESAMPLES = 10_000
+# Of the normal distribution, 97.5 % are below.
+_Z = 1.959964
 
 
 def t_quantile(probability: float, df: int) -> float:
@@ -100,6 +108,25 @@ def ratio_interval(
     error = math.sqrt(n / (n - 1) * squares) / abs(total)
     half = t_quantile(0.975, n - 1) * error
     return ratio, ratio - half, ratio + half
+
+
+def share_interval(n_right: float, n: int) -> tuple[float, float, float]:
+    """Share of n that are right, and its 95 % interval by Wilson's score.
+
+    Unlike Student's t it stays between 0 and 1, and has a width where all are
+    right, or none is.
+
+    Args:
+        n_right: How many are.
+        n: Of how many, 1 or more.
+
+    Returns:
+        Share, lower and upper end.
+    """
+    share, weight = n_right / n, _Z**2 / n
+    middle = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
+    return share, max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def paired_drop(

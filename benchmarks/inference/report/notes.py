@@ -243,7 +243,7 @@ def how_to_read_quality() -> str:
         'near tie may change all of the rest.',
         '- The front: models than which none is better in one of loss and '
         'cost and no worse in the other, by means; intervals may overlap.',
-        "- These intervals are of 95 % over documents, prompts or records, by "
-        "Student's t of the linearised ratio: of one model, and not over "
-        'trainings. Where all are alike they have no width.',
+        '- These intervals are of 95 %, of one model and not over trainings: '
+        "over documents and prompts by Student's t of the linearised ratio, of "
+        "answers that are wholly the same or right by Wilson's score.",
     ])

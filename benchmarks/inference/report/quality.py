@@ -4,10 +4,13 @@ Losses, tokens and answers of two servers are compared on the same documents and
 prompts, in pairs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Mapping, Optional, Sequence
 
-from benchmarks.inference.analysis.intervals import ratio_interval
+from benchmarks.inference.analysis.intervals import (
+    ratio_interval,
+    share_interval,
+)
 from benchmarks.inference.report.answers import Answers
 from benchmarks.inference.report.estimates import Estimate, mean_of
 from benchmarks.inference.report.maximum import common_kind, maximum_runs
@@ -100,20 +103,18 @@ def _quality(
         bits_per_byte=n_bytes and _ratio(own.bits, n_bytes),
         behind=other and _ratio(_less(own.nll, other.nll), own.tokens),
         gain=_gain(own, reference, baseline),
-        alike=other and _ratio(
+        alike=other and _within(
             [_n_alike(*pair) for pair in zip(own.likeliest, other.likeliest)],
             own.tokens,
         ),
-        until=other and _ratio(
+        until=other and _within(
             [_n_until(*pair) for pair in zip(own.greedy, other.greedy)],
             [len(answer) for answer in own.greedy],
         ),
-        whole=other and _ratio(
-            [float(a == b) for a, b in zip(own.greedy, other.greedy)],
-            [1.0] * len(own.greedy),
-        ),
+        whole=other
+        and _share([float(a == b) for a, b in zip(own.greedy, other.greedy)], ),
         tasks={
-            name: _ratio(right, [1.0] * len(right))
+            name: _share(right)
             for name, right in own.tasks.items()
         },
         throughput=kind and _throughput(summary, size, arm, kind),
@@ -130,6 +131,21 @@ def _ratio(parts: Sequence[float], wholes: Sequence[float]) -> Estimate:
         return Estimate(parts[0] / wholes[0], None, 1)
     value, low, high = ratio_interval(parts, wholes)
     return Estimate(value, (low, high), len(parts))
+
+
+def _within(parts: Sequence[float], wholes: Sequence[float]) -> Estimate:
+    """A ratio that is between 0 and 1, as its interval then is."""
+    found = _ratio(parts, wholes)
+    if found.interval is None:
+        return found
+    low, high = found.interval
+    return replace(found, interval=(max(low, 0.0), min(high, 1.0)))
+
+
+def _share(right: Sequence[float]) -> Estimate:
+    """Of answers that are right, 1, or not, 0."""
+    value, low, high = share_interval(sum(right), len(right))
+    return Estimate(value, (low, high), len(right))
 
 
 def _less(a: Sequence[float], b: Sequence[float]) -> list[float]:

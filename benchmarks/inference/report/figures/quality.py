@@ -69,11 +69,12 @@ def draw_quality(
     return Drawing(
         file_name('quality', size),
         title,
-        'Lower is better; left to the right, right to the left. Dashed: the '
-        'front, off which another model is better in one and no worse in the '
-        'other, by means. In the legend the memory of the weights. Bars: 95 % '
-        'over documents and over runs. On a throughput per device where '
-        f'models are on different numbers of them{look.summary.labelled}.',
+        'A point for each server. Lower losses are better; throughput per '
+        'device is better to the right, latency to the left. Filled, and on '
+        'the dashed line: the front, off which another is better in one and '
+        'no worse in the other, by means. In the legend the memory of the '
+        'weights. Bars: 95 %, of losses over documents, of costs over runs'
+        f'{look.summary.labelled}.',
         figure,
     )
 

@@ -8,7 +8,11 @@ from typing import Any, Optional
 import pytest
 from serving_study import CPU, write_point
 
-from benchmarks.inference.analysis.intervals import ratio_interval, t_quantile
+from benchmarks.inference.analysis.intervals import (
+    ratio_interval,
+    share_interval,
+    t_quantile,
+)
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.point_format import QUALITY_FORMAT
 from benchmarks.inference.report.answers import read_answers
@@ -151,6 +155,17 @@ def test_a_ratio_is_of_sums():
     )
     with pytest.raises(ValueError, match='1 runs have no interval'):
         ratio_interval([1.0], [1.0])
+
+
+def test_a_share_is_by_wilsons_score():
+    # The p at which (share - p)^2 = z^2 p (1 - p) / n: Wilson's two roots.
+    for n_right, n in ((3, 4), (7, 20)):
+        share, *ends = share_interval(n_right, n)
+        for p in ends:
+            assert (share -
+                    p)**2 == pytest.approx(1.959964**2 * p * (1 - p) / n)
+    assert share_interval(5, 5)[1] == pytest.approx(5 / (5 + 1.959964**2))
+    assert share_interval(5, 5)[2] == 1
 
 
 def test_losses_are_per_token_and_per_byte(found: dict[Arm, Quality]):
