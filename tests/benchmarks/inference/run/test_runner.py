@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 import pytest
-from tiny_serving import StandIn, write_study
+from tiny_serving import REMOVED, StandIn, write_study
 
 from benchmarks.inference.errors import HarnessError, SlowClientError
 from benchmarks.inference.report.report import write_report
@@ -114,6 +114,18 @@ def test_more_runs_are_added(tmp_path: Path):
         *labels('dense', DENSE, 3),
         *labels('moe E=8 K=2', MOE, 3),
     ]
+
+
+def test_batches_without_a_limit_have_no_unbounded_rate(tmp_path: Path):
+    stand_in = StandIn()
+    is_complete, _ = run(
+        tmp_path,
+        stand_in,
+        ('engine max_num_seqs', REMOVED),
+        ('rates unbounded', False),
+    )
+    assert is_complete
+    assert not [event for event in stand_in.events if 'unbounded' in event]
 
 
 def test_full_grid(tmp_path: Path):
