@@ -5,7 +5,8 @@ import sys
 from typing import Optional, Sequence
 
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.study.config import Study, read_study
+from benchmarks.inference.study.config import read_study
+from benchmarks.inference.study.settings import Study
 
 __all__ = ['main']
 

@@ -48,7 +48,6 @@ from benchmarks.inference.engine.warmup import warm_up
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.run.quality import ask_quality
 from benchmarks.inference.run.store import Item
-from benchmarks.inference.study.config import Shape, Study
 from benchmarks.inference.study.points import Point
 from benchmarks.inference.study.probes import Probe
 from benchmarks.inference.study.servers import (
@@ -56,6 +55,7 @@ from benchmarks.inference.study.servers import (
     routing_of,
     weight_bytes_of,
 )
+from benchmarks.inference.study.settings import Shape, Study
 
 __all__ = ['VllmBackend', 'VllmServing']
 

@@ -8,13 +8,13 @@ from benchmarks.inference.engine.models import check_model_folder
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.run.schedule import Schedule
 from benchmarks.inference.run.store import Store
-from benchmarks.inference.study.config import Study
 from benchmarks.inference.study.points import Point, rounds
 from benchmarks.inference.study.servers import (
     ServerSpec,
     list_servers,
     model_bytes_of,
 )
+from benchmarks.inference.study.settings import Study
 from benchmarks.inference.text_table import text_table
 
 __all__ = ['describe_plan', 'describe_servers']

@@ -9,9 +9,9 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Protocol
 from benchmarks.inference.errors import HarnessError, SlowClientError
 from benchmarks.inference.run.schedule import Schedule
 from benchmarks.inference.run.store import Item, Store
-from benchmarks.inference.study.config import Study
 from benchmarks.inference.study.points import rounds
 from benchmarks.inference.study.servers import ServerSpec, list_servers
+from benchmarks.inference.study.settings import Study
 
 __all__ = ['Backend', 'Runner', 'Serving']
 

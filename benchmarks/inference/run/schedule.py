@@ -3,11 +3,11 @@
 from typing import Optional, Sequence
 
 from benchmarks.inference.run.store import Item, Store
-from benchmarks.inference.study.config import Study
 from benchmarks.inference.study.points import Point, points_of
 from benchmarks.inference.study.probes import Probe, list_probes
 from benchmarks.inference.study.search import number_of_rates, replay
 from benchmarks.inference.study.servers import ServerSpec
+from benchmarks.inference.study.settings import Study
 
 __all__ = ['Schedule']
 

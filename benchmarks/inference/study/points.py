@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any, ClassVar, Iterator, Mapping, Optional, Sequence
 
 from benchmarks.inference.point_format import POINT_FORMAT
-from benchmarks.inference.study.config import Study
 from benchmarks.inference.study.servers import ServerSpec, id_of
+from benchmarks.inference.study.settings import Study
 
 __all__ = ['Point', 'points_of', 'rounds']
 

@@ -6,7 +6,7 @@ that it keeps up with and the next of the grid.
 
 from typing import Callable, Mapping, Optional
 
-from benchmarks.inference.study.config import Rates
+from benchmarks.inference.study.settings import Rates
 
 __all__ = ['knee', 'number_of_rates', 'replay', 'search']
 

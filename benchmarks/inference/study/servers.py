@@ -21,7 +21,7 @@ from benchmarks.inference.engine.models import (
 )
 from benchmarks.inference.engine.routing import check_recorded
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.study.config import Routing, Shape, Size, Study
+from benchmarks.inference.study.settings import Routing, Shape, Size, Study
 
 __all__ = [
     'ServerSpec',

@@ -11,8 +11,8 @@ from benchmarks.inference.analysis.steady import (
     measure,
     steady_throughput,
 )
-from benchmarks.inference.study.config import Rates
 from benchmarks.inference.study.search import knee, search
+from benchmarks.inference.study.settings import Rates
 
 # Of the simulated server, requests/s.
 CAPACITY = 2.0

@@ -16,9 +16,10 @@ from benchmarks.inference.errors import HarnessError, SlowClientError
 from benchmarks.inference.report.report import write_report
 from benchmarks.inference.run.plan import describe_plan
 from benchmarks.inference.run.runner import Runner
-from benchmarks.inference.study.config import Study, read_study
+from benchmarks.inference.study.config import read_study
 from benchmarks.inference.study.points import Point
 from benchmarks.inference.study.servers import ServerSpec, list_servers
+from benchmarks.inference.study.settings import Study
 
 ROOT = Path(__file__).parents[4]
 

@@ -17,13 +17,13 @@ from tiny_serving import (
 )
 
 from benchmarks.inference.errors import HarnessError
-from benchmarks.inference.study.config import (
+from benchmarks.inference.study.config import read_study
+from benchmarks.inference.study.settings import (
     Engine,
     Rates,
     Routing,
     Shape,
     Workload,
-    read_study,
 )
 
 

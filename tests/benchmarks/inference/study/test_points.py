@@ -11,7 +11,7 @@ from tiny_serving import SHAPE, write_study
 from benchmarks.inference.engine import variants
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.run.plan import describe_plan, describe_servers
-from benchmarks.inference.study.config import Study, read_study
+from benchmarks.inference.study.config import read_study
 from benchmarks.inference.study.points import Point, points_of, rounds
 from benchmarks.inference.study.servers import (
     ServerSpec,
@@ -19,6 +19,7 @@ from benchmarks.inference.study.servers import (
     list_servers,
     weight_bytes_of,
 )
+from benchmarks.inference.study.settings import Study
 
 
 def read(folder: Path, *changes: tuple[str, Any]) -> Study:

@@ -10,7 +10,7 @@ from tiny_serving import write_study
 
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.run.plan import describe_plan
-from benchmarks.inference.study.config import Study, read_study
+from benchmarks.inference.study.config import read_study
 from benchmarks.inference.study.points import Point
 from benchmarks.inference.study.probes import Probe, list_probes
 from benchmarks.inference.study.quality import Greedy, Named
@@ -19,6 +19,7 @@ from benchmarks.inference.study.servers import (
     list_servers,
     weight_bytes_of,
 )
+from benchmarks.inference.study.settings import Study
 
 
 @pytest.fixture

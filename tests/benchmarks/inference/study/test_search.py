@@ -4,13 +4,13 @@ from typing import Optional
 
 import pytest
 
-from benchmarks.inference.study.config import Rates
 from benchmarks.inference.study.search import (
     knee,
     number_of_rates,
     replay,
     search,
 )
+from benchmarks.inference.study.settings import Rates
 
 RATES = Rates(step=0.1, start=0.1, stop=2.0, fine=2)
 
