@@ -157,7 +157,10 @@ def _answers(path: Path, size: str, arm: Arm, fields: Fields) -> Answers:
 
 
 def _named(asked: Fields, key: str) -> Arm:
-    name, experts, top_k = asked.array(key)
+    place = asked.array(key)
+    if len(place) != 3:
+        asked.refuse(key, 'it is no name, number of experts and top-k.')
+    name, experts, top_k = place
     return Arm(experts, top_k, name=name or '')
 
 
