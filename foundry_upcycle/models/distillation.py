@@ -6,12 +6,11 @@ Shape suffixes: T tokens, V vocabulary.
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 __all__ = ['mean_divergence']
 
 # Probabilities that are in memory at a time, for each of the two models.
-_CHUNK = 1 << 25
+_CHUNK = 1 << 24
 
 
 def mean_divergence(
@@ -24,7 +23,8 @@ def mean_divergence(
 
     Both distributions are softened: softmax of logits / temperature (Hinton et
     al., arXiv 1503.02531). They are computed in float32, some tokens at a time,
-    and again in backward, so that memory is of those tokens and not of all.
+    and the gradient with them, in the dtype of the student's logits: nothing
+    else of that size is kept.
 
     Args:
         student: Logits (..., V), which get a gradient.
@@ -36,26 +36,45 @@ def mean_divergence(
         A scalar.
     """
     V = student.shape[-1]
-    n_tokens = max(1, _CHUNK // V)
-    chunks = (
-        logits.reshape(-1, V).split(n_tokens) for logits in (student, teacher)
+    mean: Any = _MeanDivergence.apply(
+        student.reshape(-1, V),
+        teacher.reshape(-1, V),
+        is_counted.reshape(-1),
+        temperature,
     )
-    divergences: list[Any] = [
-        checkpoint(_divergence, *pair, temperature, use_reentrant=False)
-        for pair in zip(*chunks)
-    ]
-    divergence_T = torch.cat(divergences)
-    is_counted_T = is_counted.reshape(-1)
-    return divergence_T[is_counted_T].sum() / is_counted_T.sum().clamp(min=1)
+    return mean
 
 
-def _divergence(
-    student_TV: torch.Tensor,
-    teacher_TV: torch.Tensor,
-    temperature: float,
-) -> torch.Tensor:
-    log_q, log_p = (
-        torch.log_softmax(logits.float() / temperature, dim=-1)
-        for logits in (student_TV, teacher_TV)
-    )
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+class _MeanDivergence(torch.autograd.Function):
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_TV: torch.Tensor,
+        teacher_TV: torch.Tensor,
+        is_counted_T: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        share_T = is_counted_T.float() / is_counted_T.sum().clamp(min=1)
+        gradient_TV = torch.empty_like(student_TV)
+        mean = share_T.new_zeros(())
+        n_tokens = max(1, _CHUNK // student_TV.shape[-1])
+        for *logits, share, gradient in zip(*(each.split(n_tokens)
+                                              for each in (student_TV,
+                                                           teacher_TV, share_T,
+                                                           gradient_TV)), ):
+            log_q, log_p = (
+                torch.log_softmax(each.float() / temperature, dim=-1)
+                for each in logits
+            )
+            p = log_p.exp()
+            mean += share.dot((p * (log_p - log_q)).sum(dim=-1))
+            # Of a token's divergence by its logits: (q - p) / temperature.
+            gradient.copy_((log_q.exp() - p) * (share / temperature)[:, None])
+        ctx.save_for_backward(gradient_TV)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        (gradient_TV, ) = ctx.saved_tensors
+        return gradient_TV * grad.to(gradient_TV.dtype), None, None, None

@@ -197,6 +197,22 @@ def check_runs_of(grid: Grid) -> None:
     check_runs(replace(grid, evaluation=None))
 
 
+def test_sharded(files: StudyFiles):
+    for file in ('dense', 'cpt', 'upcycled', 'heal'):
+        files.set(file, 'fsdp_config', {'state_dict_type': 'sharded'})
+    grid = files.grid()
+    found, task = Measured(grid), next(
+        task for task in list_tasks(grid) if task.kind == 'shrink'
+    )
+    moe, out, *options = command(found, task)[2:]
+    assert moe.endswith('m_short_upcycled_0.375_s17/latest-sharded-rank0')
+    assert not out.endswith('.pt') and options[-3:-1] == ['--format', 'dcp']
+    write_yamls(grid)
+    train = OmegaConf.load(RunFiles(grid.study, HEALED).train_yaml)
+    assert train.load_path == out
+    assert train.algorithms.upcycle_distill.teacher == moe
+
+
 def test_shrunk_alone_is_evaluated_and_not_trained(files: StudyFiles):
     alone = {**SHRINK, 'heal': 0}
     grid = add(files, 'alone', alone).grid()
