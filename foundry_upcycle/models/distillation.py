@@ -59,13 +59,16 @@ class _MeanDivergence(torch.autograd.Function):
         gradient_TV = torch.empty_like(student_TV)
         mean = share_T.new_zeros(())
         n_tokens = max(1, _CHUNK // student_TV.shape[-1])
-        for *logits, share, gradient in zip(*(each.split(n_tokens)
-                                              for each in (student_TV,
-                                                           teacher_TV, share_T,
-                                                           gradient_TV)), ):
+        chunks: Any = zip(
+            student_TV.split(n_tokens),
+            teacher_TV.split(n_tokens),
+            share_T.split(n_tokens),
+            gradient_TV.split(n_tokens),
+        )
+        for student, teacher, share, gradient in chunks:
             log_q, log_p = (
-                torch.log_softmax(each.float() / temperature, dim=-1)
-                for each in logits
+                torch.log_softmax(logits.float() / temperature, dim=-1)
+                for logits in (student, teacher)
             )
             p = log_p.exp()
             mean += share.dot((p * (log_p - log_q)).sum(dim=-1))
