@@ -127,8 +127,12 @@ $(S)/prompts.jsonl: $(S)/exported/config.json .venv-vllm/installed
 
 FAST := -m 'not slow and not vllm and not fuzz' --durations=10
 
+# A file's tests share what they prepare, and so a worker. Each loads LLM
+# Foundry, which takes memory more than cores.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest $(FAST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST) $(WORKERS)
 
 test-next: install-next
 	.venv-next/bin/python -m pytest $(FAST)

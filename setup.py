@@ -77,6 +77,7 @@ setup(
         'gguf': ['gguf>=0.10'],
         'dev': [
             'pytest>=8,<9',
+            'pytest-xdist>=3.5',
             'hypothesis>=6.100',
             'yapf==0.43.0',
             'isort>=5.13,<7',
