@@ -64,7 +64,7 @@ def partial_moe_layers(
     # A ListConfig is a sequence as well.
     is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
     if not is_list or not all(type(layer) is int for layer in layers):
-        problem = 'it is no list of whole numbers.'
+        problem = 'it is not a list of whole numbers.'
     elif not layers:
         problem = 'no block would be a mixture of experts.'
     elif len(set(layers)) != len(layers):
@@ -99,7 +99,7 @@ def resolve_ffn_hidden_size(
         raise ConfigError(
             'model.expansion_ratio',
             expansion_ratio,
-            f'times d_model={d_model} it is no whole number.',
+            f'times d_model={d_model} it is not a whole number.',
             'set ffn_config.ffn_hidden_size.',
         )
     return int(d_model * expansion_ratio)
@@ -141,7 +141,7 @@ class UpcyclingConfig:
             raise ConfigError(
                 f'{prefix}.seed',
                 self.seed,
-                'it is no whole number.',
+                'it is not a whole number.',
                 'set it to one, such as 17.',
             )
         if not isinstance(self.recipe, Mapping) or 'name' not in self.recipe:
@@ -157,7 +157,7 @@ class UpcyclingConfig:
             raise ConfigError(
                 f'{prefix}.router_init_std',
                 self.router_init_std,
-                'it is no standard deviation; a router of zeros sends every '
+                'it is not a standard deviation; a router of zeros sends every '
                 'token to the same experts.',
                 'set it above 0; 0.02 is the usual value.',
             )

@@ -47,7 +47,7 @@ def parse_json(text: bytes | str) -> Any:
     """What a JSON text holds.
 
     Raises:
-        DocumentError: It is no JSON, nests too deep, or has a whole number
+        DocumentError: It is not JSON, nests too deep, or has a whole number
             that does not fit in 64 bits.
     """
     try:

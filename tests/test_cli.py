@@ -68,7 +68,10 @@ def test_help_of_the_installed_command_loads_little():
         check=True,
     )
     assert all(command in result.stdout for command in COMMANDS)
-    loaded = {line.split('|')[-1].strip() for line in result.stderr.splitlines()}
+    loaded = {
+        line.split('|')[-1].strip()
+        for line in result.stderr.splitlines()
+    }
     assert 'foundry_upcycle.cli.app' in loaded
     assert not loaded & {'numpy', 'torch', 'llmfoundry', 'omegaconf'}
 
@@ -229,7 +232,8 @@ def test_a_name_is_too_long_before_anything_is_written(
         (('--experts', 0), 'moe_num_experts=0'),
         (('--top-k', 9), 'moe_top_k=9'),
         (('--layers', '1,3'), 'moe_layers=[1, 3]: the model has blocks 0 to 2'),
-        (('--layers', '1-2'), "--layers='1-2': it is no list of whole numbers"),
+        (('--layers', '1-2'),
+         "--layers='1-2': it is not a list of whole numbers"),
         (('--recipe', 'clone'), "recipe.name='clone'"),
         (('--router-init-std', 0), 'router_init_std=0'),
     ],
@@ -371,7 +375,7 @@ def test_yamls_of_one_name_are_told_apart(tmp_path):
         (('absent.yaml', ), "error: YAML='absent.yaml': there is no such file"),
         (
             (YAMLS / 'cpt_1b.yaml', '--budget', 0),
-            'error: budget_flops=0.0: it is no positive number of FLOPs',
+            'error: budget_flops=0.0: it is not a positive number of FLOPs',
         ),
     ],
 )

@@ -78,7 +78,7 @@ class UpcycleDistill(Algorithm):
             raise ConfigError(
                 f'{_KEY}.kl_weight',
                 kl_weight,
-                'it is no share of the loss.',
+                'it is not a share of the loss.',
                 'set it above 0, up to 1; 0.5 takes half of the loss from the '
                 'teacher.',
             )

@@ -183,7 +183,7 @@ def _scheduler(interval: Any) -> Callable[[State, Event], bool]:
         raise ConfigError(
             'callbacks.router_monitor.interval',
             interval,
-            'it is no interval of a training.',
+            'it is not an interval of a training.',
             'set it to a number above 0 and its unit, such as 10ba; the units '
             f'are {units}.',
         )

@@ -134,7 +134,7 @@ def blocks_in_order(order: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What ``block_overrides.order`` calls each block.
 
     Raises:
-        KeyError, TypeError, ValueError: It is no order of blocks.
+        KeyError, TypeError, ValueError: It is not an order of blocks.
     """
     for item in order:
         if ('name' in item) == ('order' in item):

@@ -84,7 +84,7 @@ def parse_expert_name(name: str) -> Optional[ExpertName]:
 
 
 def expert_name(dense_name: str, mlp_type: str) -> Optional[ExpertName]:
-    """What becomes of a dense weight; None if it is no FFN's projection."""
+    """What becomes of a dense weight; None if it is not an FFN's projection."""
     match = _DENSE.fullmatch(dense_name)
     if match is None:
         return None

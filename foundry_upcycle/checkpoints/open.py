@@ -52,7 +52,7 @@ def open_checkpoint(path: str) -> StoredCheckpoint:
     except OSError as error:
         raise CheckpointError(
             path,
-            f'it can not be opened ({error}).',
+            f'it cannot be opened ({error}).',
             'make it one that you may read.',
         ) from error
 

@@ -134,6 +134,6 @@ class SourceFiles:
             )
         return CheckpointError(
             self.path(name),
-            f'it can not be opened or read ({error.strerror or error}).',
+            f'it cannot be opened or read ({error.strerror or error}).',
             'make it one that you may read, on a disk that works.',
         )

@@ -72,6 +72,6 @@ def numbers(
         raise ConfigError(
             key,
             text,
-            f'it is no list of {name}.',
+            f'it is not a list of {name}.',
             fix,
         ) from error

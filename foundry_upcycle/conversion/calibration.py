@@ -87,7 +87,9 @@ class Calibration:
         except DocumentError as error:
             raise _unusable(path, error) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise _unusable(path, f'it is no calibration ({error}).') from error
+            raise _unusable(
+                path, f'it is not a calibration ({error}).'
+            ) from error
 
     def write(self, path: str) -> None:
         """Writes a JSON file, whole or not at all.

@@ -89,7 +89,7 @@ def huggingface_folder(folder: str) -> str:
     if not os.path.isdir(folder):
         raise CheckpointError(
             folder,
-            'it is no folder.',
+            'it is not a folder.',
             'name a Hugging Face folder.',
         )
     inner = os.path.join(folder, 'hf')

@@ -116,7 +116,7 @@ def _read(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             file,
-            f'it is no text in UTF-8 ({error}).',
+            f'it is not a text in UTF-8 ({error}).',
             'leave it out, or save it as UTF-8.',
         ) from error
 
@@ -142,7 +142,7 @@ def _load_tokenizer(checkpoint: Checkpoint, tokenizer: Optional[str]) -> Any:
         except Exception as error:
             raise CheckpointError(
                 companions.path,
-                f'its tokenizer can not be loaded ({error}).',
+                f'its tokenizer cannot be loaded ({error}).',
                 'name another folder with --tokenizer, or texts that are '
                 'tokens already (an MDS folder).',
             ) from error

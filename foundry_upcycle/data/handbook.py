@@ -69,7 +69,7 @@ def _pages(
             if (path.parent.parent == _PAGES and path.suffix == '.html'
                     and language in languages):
                 file = archive.extractfile(member)
-                assert file is not None  # It is no link.
+                assert file is not None  # It is not a link.
                 yield language, path.name, _text(file.read())
 
 

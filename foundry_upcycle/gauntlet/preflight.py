@@ -44,7 +44,7 @@ def check_eval(yaml_path: str, overrides: Sequence[str]) -> None:
         key = f'models[{index}].model' if 'models' in config else 'model'
         model, load_path = entry.get('model') or {}, entry.get('load_path')
         if not isinstance(model, Mapping):
-            problem = 'it is no mapping of settings.'
+            problem = 'it is not a mapping of settings.'
             raise ConfigError(key, model, problem, 'write its settings below.')
         if model.get('name') not in _MPT or not isinstance(load_path, str):
             continue
@@ -81,7 +81,7 @@ def _load(yaml_path: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         written = read_config(yaml_path)
         if not isinstance(written, DictConfig):
-            raise DocumentError('it is no mapping of settings.')
+            raise DocumentError('it is not a mapping of settings.')
     except DocumentError as error:
         raise ConfigError(
             'YAML',

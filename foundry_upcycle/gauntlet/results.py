@@ -268,7 +268,7 @@ def _part(path: Path, label: str, record: Any) -> Part:
         raise ConfigError(
             f'{path}: tasks',
             label,
-            'it is no task with its result.',
+            'it is not a task with its result.',
             'write an object under <task>/<n>-shot, or '
             '<task>/<n>-shot/<category>.',
         )

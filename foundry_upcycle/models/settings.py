@@ -49,7 +49,7 @@ def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             'model.ffn_config',
             ffn,
-            'it is no section.',
+            'it is not a section.',
             'write ffn_config: {ffn_type: upcycled_dmoe}.',
         )
     ffn_type = ffn.get('ffn_type', 'mptmlp')

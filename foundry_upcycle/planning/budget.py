@@ -116,7 +116,7 @@ def _read(path: str, take: Callable[['_Section'], _T]) -> _T:
         raise ConfigError(
             error.full_key or 'YAML',
             path,
-            f'its value can not be resolved: {problem}.',
+            f'its value cannot be resolved: {problem}.',
             'write the value into the YAML.',
         ) from error
 
@@ -154,7 +154,7 @@ def _load(path: str) -> _Section:
     except DocumentError as error:
         refuse(str(error))
     if not isinstance(config, DictConfig):
-        refuse('it is no mapping of settings.')
+        refuse('it is not a mapping of settings.')
     return _Section(config)
 
 
@@ -164,7 +164,7 @@ def _model(config: _Section) -> _Section:
         raise ConfigError(
             'model',
             model,
-            'it is no section of settings.',
+            'it is not a section of settings.',
             'name a training YAML of one MPT model.',
         )
     return model
@@ -227,7 +227,7 @@ def _whole(config: _Section, key: str, meaning: str) -> int:
         raise ConfigError(
             key,
             value,
-            f'it is no whole number from 1 to {MAX_SIZE:,}.',
+            f'it is not a whole number from 1 to {MAX_SIZE:,}.',
             f'set it to {meaning}.',
         )
     return value
@@ -245,7 +245,7 @@ def _n_steps(value: Any, tokens_per_step: int) -> Optional[int]:
         raise ConfigError(
             'max_duration',
             value,
-            'it is no whole number, from 1, of tokens, batches or epochs.',
+            'it is not a whole number, from 1, of tokens, batches or epochs.',
             'write tokens or batches, such as 13e9tok or 300ba.',
         )
     if duration.unit == 'ep':

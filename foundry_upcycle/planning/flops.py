@@ -296,7 +296,7 @@ def _section(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         raise ConfigError(
             f'model.{key}',
             section,
-            'it is no mapping of keys to values.',
+            'it is not a mapping of keys to values.',
             'write its keys indented below it.',
         )
     return section

@@ -45,7 +45,7 @@ def steps_for_budget(
         raise ConfigError(
             'budget_flops',
             budget_flops,
-            'it is no positive number of FLOPs.',
+            'it is not a positive number of FLOPs.',
             'set it to the FLOPs to spend, such as 1e20.',
         )
     flops_per_step = flops_per_token * tokens_per_batch

@@ -136,7 +136,7 @@ def read_top_k(
         key: Where it stands, for the error.
 
     Raises:
-        ConfigError: It is no K from 1 to E, and says of none when it is used.
+        ConfigError: It is not a K from 1 to E, and says of none when it is used.
     """
     refuse = _Refusal(key, value, n_experts)
     if not isinstance(value, Mapping):
@@ -159,7 +159,7 @@ def refuse_varying_top_k(value: Any, ffn_type: str) -> None:
         raise ConfigError(
             TOP_K_KEY,
             value,
-            f'the K of {ffn_type} can not vary.',
+            f'the K of {ffn_type} cannot vary.',
             'set ffn_type: upcycled_dmoe, or write a whole number.',
         )
 

@@ -94,7 +94,7 @@ class BaseYaml:
             source: See the class.
 
         Raises:
-            ConfigError: It is no train YAML of an MPT, its recipe is not
+            ConfigError: It is not a train YAML of an MPT, its recipe is not
                 known, it would log no training loss, or can't train what
                 ``source`` shrinks to.
         """

@@ -119,7 +119,7 @@ def _labels(path: Path, config: DictConfig) -> frozenset[str]:
         raise ConfigError(
             f'{path}: eval_loaders',
             str(loaders),
-            'it is no list.',
+            'it is not a list.',
             'write a list of loaders, each with a label.',
         )
     labels = []

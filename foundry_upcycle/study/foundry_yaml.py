@@ -34,7 +34,7 @@ def merged(
     Raises:
         ConfigError: It can't be read, or a section is something else.
     """
-    problem, cause = 'it is no mapping of keys to values.', None
+    problem, cause = 'it is not a mapping of keys to values.', None
     try:
         changes = [{'variables': dict(variables)}, dict(overrides)]
         config = OmegaConf.merge(read_config(path), *changes)

@@ -36,7 +36,7 @@ class Section:
         content: What stands there.
 
     Raises:
-        ConfigError: It is no mapping.
+        ConfigError: It is not a mapping.
     """
 
     def __init__(self, prefix: str, content: Any):
@@ -44,7 +44,7 @@ class Section:
             raise ConfigError(
                 prefix,
                 content,
-                'it is no mapping of keys to values.',
+                'it is not a mapping of keys to values.',
                 'write its keys indented below it.',
             )
         self.prefix = prefix
@@ -167,8 +167,9 @@ def distinct(
             raise ConfigError(
                 section.key(key),
                 value,
-                'it is no number, too small, or above '
-                f'{maximum:,}.' if fits else 'it is no number, or too small.',
+                'it is not a number, too small, or above '
+                f'{maximum:,}.'
+                if fits else 'it is not a number, or too small.',
                 fix,
             )
     require_once(section.key(key), values)
@@ -211,6 +212,6 @@ def check_name(key: str, name: Any) -> None:
         raise ConfigError(
             key,
             name,
-            'it can not name runs.',
+            'it cannot name runs.',
             'use letters, digits, _, - and ., and put a number in quotes.',
         )

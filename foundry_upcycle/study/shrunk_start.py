@@ -61,7 +61,7 @@ class ShrunkStart:
             raise ConfigError(
                 section.key('heal'),
                 start.heal,
-                "it is no share of the arm's FLOPs that leaves some to train "
+                "it is not a share of the arm's FLOPs that leaves some to train "
                 'the mixture.',
                 'write 0, or a share such as 0.15.',
             )
@@ -69,7 +69,7 @@ class ShrunkStart:
             raise ConfigError(
                 section.key('tokens'),
                 start.tokens,
-                'it is no number of tokens.',
+                'it is not a number of tokens.',
                 'write how many the mixture is calibrated on.',
             )
         section.refuse_others()

@@ -58,7 +58,7 @@ def _uses(config: Any, name: str) -> bool:
     try:
         resolved: Any = OmegaConf.to_container(marked, resolve=True)
     except OmegaConfBaseException:
-        return True  # It is no text, or another can't be resolved.
+        return True  # It is not a text, or another can't be resolved.
     del resolved['variables']
     return _MARK in str(resolved)
 

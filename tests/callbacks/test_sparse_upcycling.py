@@ -344,7 +344,7 @@ def test_fsdp1_is_refused(source: str):
           for std in (0, None, True, float('inf'), '0.02', 1e-300)),
         *(({
             'seed': seed,
-        }, f'seed={seed!r}: it is no whole number')
+        }, f'seed={seed!r}: it is not a whole number')
           for seed in (None, True, '17', 1.5)),
     ],
 )

@@ -292,7 +292,7 @@ def test_what_may_not_be_read(kind: str, tmp_path, monkeypatch):
 
     monkeypatch.setattr('builtins.open', refuse)
     monkeypatch.setattr(os, 'listdir', refuse)
-    with pytest.raises(CheckpointError, match='dense.pt: it can not be opened'):
+    with pytest.raises(CheckpointError, match='dense.pt: it cannot be opened'):
         open_checkpoint(str(path))
 
 

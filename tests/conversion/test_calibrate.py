@@ -159,7 +159,7 @@ def test_texts_that_can_not_be_used_are_refused(moe, tmp_path):
         writer.write({'text': 'w1'})
     for text, message in (
         (tmp_path / 'empty', 'it holds no text'),
-        (tmp_path / 'binary', 'it is no text in UTF-8'),
+        (tmp_path / 'binary', 'it is not a text in UTF-8'),
         (tmp_path / 'nothing', 'there is no such file'),
         (too_large, 'it has the token 128, and the model a vocabulary of 128'),
         (pickled, 'it has pickles, which are not executed'),
@@ -203,5 +203,5 @@ def test_a_damaged_file_is_refused(moe, tmp_path, change):
     file = tmp_path / 'calibration.json'
     tiny_shrunk.save_calibration(moe, file)
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(CheckpointError, match='it is no calibration'):
+    with pytest.raises(CheckpointError, match='it is not a calibration'):
         Calibration.read(str(file))

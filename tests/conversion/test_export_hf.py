@@ -296,7 +296,7 @@ def test_what_import_hf_wrote_is_like_its_hf_folder(moe, tmp_path):
         ('absent', 'no such file or folder. Fix: name a Hugging Face folder'),
         ('meta-llama/Llama-3.2-1B', 'ids .* not taken.*huggingface-cli down'),
         ('hf/tokenizer.json', 'one file of a folder. Fix: name the folder: hf'),
-        ('moe.pt', 'it is no folder'),
+        ('moe.pt', 'it is not a folder'),
         ('hf', 'tokenizer.json: it is a pointer of git-lfs'),
     ],
 )

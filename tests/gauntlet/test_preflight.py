@@ -115,8 +115,8 @@ def test_a_yaml_without_tasks_passes(folder: Path):
     [
         (None, 'there is no such file'),
         ('5', 'it holds neither a mapping'),
-        ('- a', 'it is no mapping of settings'),
-        ('model: 5', 'model=5: it is no mapping of settings'),
+        ('- a', 'it is not a mapping of settings'),
+        ('model: 5', 'model=5: it is not a mapping of settings'),
         ('models: 5', "models=5: it is not a list of models"),
         ('icl_tasks: []\ncode_paths: 5', 'code_paths=5: it is not a list'),
     ],

@@ -240,7 +240,7 @@ def test_files_that_say_nothing(tmp_path: Path, text: str, message: str):
                     'copa': {},
                 },
             },
-            "tasks='copa': it is no task with its result",
+            "tasks='copa': it is not a task with its result",
         ),
         (
             {
@@ -248,7 +248,7 @@ def test_files_that_say_nothing(tmp_path: Path, text: str, message: str):
                     'copa/0-shot': 0.5,
                 },
             },
-            "tasks='copa/0-shot': it is no task with its result",
+            "tasks='copa/0-shot': it is not a task with its result",
         ),
     ],
 )

@@ -487,7 +487,7 @@ def test_meta_initialisation_reaches_every_parameter(moe_layers):
             tiny.moe_config() | {
                 'ffn_config': 'upcycled_dmoe',
             },
-            "model.ffn_config='upcycled_dmoe': it is no section",
+            "model.ffn_config='upcycled_dmoe': it is not a section",
         ),
         # Nothing would read them, and the model would be another one.
         (
@@ -507,11 +507,11 @@ def test_meta_initialisation_reaches_every_parameter(moe_layers):
         ),
         (
             tiny.moe_config({'moe_layers': '1,2'}),
-            "moe_layers='1,2': it is no list of whole numbers.*Fix: list the",
+            "moe_layers='1,2': it is not a list of whole numbers.*Fix: list the",
         ),
         (
             tiny.moe_config({'moe_layers': [True]}),
-            r'moe_layers=\[True\]: it is no list of whole numbers',
+            r'moe_layers=\[True\]: it is not a list of whole numbers',
         ),
         (
             tiny.moe_config({'moe_layers': []}),

@@ -131,7 +131,7 @@ def test_every_training_yaml_can_be_read(path: Path):
 
 
 def test_an_evaluation_has_no_model_to_train():
-    with pytest.raises(ConfigError, match='model=None: it is no section'):
+    with pytest.raises(ConfigError, match='model=None: it is not a section'):
         read_training_budget(str(YAMLS / 'eval_upcycled.yaml'))
 
 
@@ -163,14 +163,14 @@ def test_epochs_have_no_tokens(tmp_path):
         ('50tok', 'true', 'max_duration=True: it is not a duration'),
         ('50tok', 'inftok', "max_duration='inftok': it is not a duration"),
         ('50tok', '50sp', "max_duration='50sp': .*of tokens, batches or epoc"),
-        ('50tok', '1.5ba', "max_duration='1.5ba': it is no whole .*13e9tok"),
-        ('50tok', '0ba', "max_duration='0ba': it is no whole number, from 1"),
+        ('50tok', '1.5ba', "max_duration='1.5ba': it is not a whole .*13e9tok"),
+        ('50tok', '0ba', "max_duration='0ba': it is not a whole number, from 1"),
         ('max_seq_len: 4\n', '', 'max_seq_len=None: .*the tokens of a sequence'),
-        ('max_seq_len: 4', 'max_seq_len: 4.5', 'max_seq_len=4.5: it is no whole'),
+        ('max_seq_len: 4', 'max_seq_len: 4.5', 'max_seq_len=4.5: it is not a whole'),
         ('global_train_batch_size: 3', '', 'train_batch_size=None: .*sequences'),
-        ('batch_size: 3', 'batch_size: 0', 'train_batch_size=0: it is no whole'),
+        ('batch_size: 3', 'batch_size: 0', 'train_batch_size=0: it is not a whole'),
         ('batch_size: 3', 'batch_size: yes', 'train_batch_size=True: it is no'),
-        ('model:', 'models:', 'model=None: it is no section.*one MPT model'),
+        ('model:', 'models:', 'model=None: it is not a section.*one MPT model'),
         ('norm_type: rms', 'norm_type: batch', "train.yaml: model.norm_type='b"),
         ('d_model: ${width}', 'd_model: ${depth}', 'model.d_model=.*depth'),
     ],
@@ -188,7 +188,7 @@ def test_what_can_not_be_told(tmp_path, old, new, message):
             'model: [',
             "train.yaml': it can't be read as YAML .*Fix: name a training YAML"
         ),
-        ('- model', "train.yaml': it is no mapping of settings"),
+        ('- model', "train.yaml': it is not a mapping of settings"),
     ],
 )
 def test_what_is_no_yaml_of_a_run(tmp_path, text, message):

@@ -494,10 +494,10 @@ def test_sizes_are_numbers(section: str, key: str, value: Any):
     [
         ({
             'attn_config': 'x'
-        }, "model.attn_config='x': it is no mapping"),
+        }, "model.attn_config='x': it is not a mapping"),
         ({
             'ffn_config': ['x']
-        }, r"model.ffn_config=\['x'\]: it is no mapping"),
+        }, r"model.ffn_config=\['x'\]: it is not a mapping"),
         ({
             'norm_type': 5
         }, 'model.norm_type=5: its parameters are not counted'),

@@ -32,5 +32,6 @@ def test_refuses_a_budget_of_less_than_half_a_step():
 
 @pytest.mark.parametrize('budget', [0.0, -1.0, math.nan, math.inf])
 def test_refuses_what_is_no_budget(budget: float):
-    with pytest.raises(ConfigError, match='budget_flops=.*: it is no positive'):
+    with pytest.raises(ConfigError,
+                       match='budget_flops=.*: it is not a positive'):
         steps_for_budget(budget, flops_per_token=6.0, tokens_per_batch=10)

@@ -194,5 +194,5 @@ def test_refuses(value: Any, problem: str):
 
 def test_only_our_layer_varies_it():
     refuse_varying_top_k(2, 'torch_dmoe')
-    with pytest.raises(ConfigError, match='the K of torch_dmoe can not vary'):
+    with pytest.raises(ConfigError, match='the K of torch_dmoe cannot vary'):
         refuse_varying_top_k(sample(K1=0.5, K2=0.5), 'torch_dmoe')

@@ -18,7 +18,7 @@ from foundry_upcycle.study.config import (
 OF_ANOTHER_TYPE = 'it is missing, empty or of another type. Fix: set it to a '
 NO_RATE = 'it is not a learning rate. Fix: write a number above 0, such as 5e-5'
 NO_SETTING = 'there is no such setting. Fix: remove it; there are '
-NO_NAME = 'can not name runs. Fix: use letters, digits.*put a number in quotes'
+NO_NAME = 'cannot name runs. Fix: use letters, digits.*put a number in quotes'
 NO_FRACTION = 'too small. Fix: write fractions of the pretraining FLOPs above 0'
 
 
@@ -194,21 +194,21 @@ def test_a_missing_key(files: StudyFiles, key: str, kind: str):
         ('evaluation', '.', "evaluation='.*': there is no such file"),
         ('seeds', 17, f'seeds=17: {OF_ANOTHER_TYPE}list'),
         ('seeds', [], f'seeds=..: {OF_ANOTHER_TYPE}list'),
-        ('seeds', [17, 1.5], 'seeds=1.5: it is no number.*write whole numbers'),
-        ('seeds', [-1], 'seeds=-1: it is no number, or too small'),
-        ('seeds', [True], 'seeds=True: it is no number'),
-        ('seeds', ['17'], "seeds='17': it is no number"),
+        ('seeds', [17, 1.5], 'seeds=1.5: it is not a number.*write whole numbers'),
+        ('seeds', [-1], 'seeds=-1: it is not a number, or too small'),
+        ('seeds', [True], 'seeds=True: it is not a number'),
+        ('seeds', ['17'], "seeds='17': it is not a number"),
         ('seeds', [17, 17], 'seeds=17: it stands there twice.*Fix: write it on'),
         ('models', ['m'], f"models=.'m'.: {OF_ANOTHER_TYPE}dict"),
         ('models', {}, f'models={{}}: {OF_ANOTHER_TYPE}dict'),
-        ('models.m', None, 'models.m=None: it is no mapping.*write its keys in'),
-        ('models.m', 'dense.yaml', "models.m='dense.yaml': it is no mapping"),
+        ('models.m', None, 'models.m=None: it is not a mapping.*write its keys in'),
+        ('models.m', 'dense.yaml', "models.m='dense.yaml': it is not a mapping"),
         ('models.m.paper', 436, f'models.m.paper=436: {OF_ANOTHER_TYPE}str'),
         ('models.m.pretrain', 'x', f"pretrain='x': {OF_ANOTHER_TYPE}dict"),
         ('models.m.durations', '9ba', f"durations='9ba': {OF_ANOTHER_TYPE}dict"),
         ('models.m.durations', {}, f'durations={{}}: {OF_ANOTHER_TYPE}dict'),
         ('models.m.arms', {}, f'models.m.arms={{}}: {OF_ANOTHER_TYPE}dict'),
-        ('models.m.arms.cpt', None, 'models.m.arms.cpt=None: it is no mapping'),
+        ('models.m.arms.cpt', None, 'models.m.arms.cpt=None: it is not a mapping'),
         ('models.m.arms.cpt.overrides', [1], f'rrides=.1.: {OF_ANOTHER_TYPE}dict'),
         ('models.m.fractions', 0.1, f'fractions=0.1: {OF_ANOTHER_TYPE}list'),
         ('models.m.fractions', [0], f'models.m.fractions=0: .*{NO_FRACTION}'),
@@ -351,9 +351,12 @@ def test_help_imports_no_torch(words: list[str]):
         ('evaluation', 'x' * 300, 'there is no such file'),
         (
             'seeds', [2**32
-                     ], 'it is no number, too small, or above 4,294,967,295'
+                     ], 'it is not a number, too small, or above 4,294,967,295'
         ),
-        ('models.m.fractions', [1e300], 'it is no number, too small, or above'),
+        (
+            'models.m.fractions', [1e300
+                                  ], 'it is not a number, too small, or above'
+        ),
     ],
 )
 def test_what_is_out_of_bounds(files: StudyFiles, key, value, problem):

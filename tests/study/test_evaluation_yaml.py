@@ -153,8 +153,9 @@ def test_what_is_no_eval_yaml(tmp_path: Path, content: bytes):
     [
         ({
             'label': 'prose'
-        }, "eval_loaders=.*'prose'.*: it is no list. Fix: write a list of l"),
-        ('prose', "eval_loaders='prose': it is no list"),
+        },
+         "eval_loaders=.*'prose'.*: it is not a list. Fix: write a list of l"),
+        ('prose', "eval_loaders='prose': it is not a list"),
         ([{
             'label': 'prose'
         }, {

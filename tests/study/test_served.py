@@ -81,7 +81,7 @@ def test_yamls_differ_in_k_alone(files: StudyFiles):
     [
         ('upcycled', [9], 'upcycled.eval_top_k=9: .*upcycled.yaml has 8 expe'),
         ('upcycled', [0], 'upcycled.eval_top_k=0: '),
-        ('upcycled', [True], 'upcycled.eval_top_k=True: it is no number'),
+        ('upcycled', [True], 'upcycled.eval_top_k=True: it is not a number'),
         ('upcycled', [1, 1], 'upcycled.eval_top_k=1: it stands there twice'),
         ('upcycled', 1, 'upcycled.eval_top_k=1: it is missing, empty or of'),
         ('cpt', [1], 'cpt.eval_top_k=1: .*cpt.yaml trains a dense model'),

@@ -256,7 +256,7 @@ def test_a_mixture_is_served_at_other_k(files: StudyFiles):
         }, "shrink.arm='healed': the model has no such arm, or it is shrunk"),
         ({
             'heal': 1
-        }, 'shrink.heal=1: it is no share'),
+        }, 'shrink.heal=1: it is not a share'),
         ({
             'heal': 0.0001
         }, 'shrink.heal=0.0001: of x0.5 it leaves less than a step'),

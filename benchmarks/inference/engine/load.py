@@ -187,7 +187,7 @@ def read_result(
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _error(
             str(result), log,
-            f'the result can not be read as that of the tool: {error!r}.',
+            f'the result cannot be read as that of the tool: {error!r}.',
             'use the version of vLLM that install.sh installs.'
         ) from error
 

@@ -159,7 +159,7 @@ def _answers(path: Path, size: str, arm: Arm, fields: Fields) -> Answers:
 def _named(asked: Fields, key: str) -> Arm:
     place = asked.array(key)
     if len(place) != 3:
-        asked.refuse(key, 'it is no name, number of experts and top-k.')
+        asked.refuse(key, 'it is not a name, number of experts and top-k.')
     name, experts, top_k = place
     return Arm(experts, top_k, name=name or '')
 

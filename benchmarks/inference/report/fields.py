@@ -25,7 +25,7 @@ class Fields:
         content: The object.
 
     Raises:
-        HarnessError: It is no object. All methods raise it too, where a field
+        HarnessError: It is not an object. All methods raise it too, where a field
             is missing or of another type.
     """
 
@@ -36,7 +36,7 @@ class Fields:
             raise HarnessError(
                 f'{source}: {name}',
                 content,
-                'it is no JSON object.',
+                'it is not a JSON object.',
                 _FIX,
             )
         self.content: Mapping[str, Any] = content
@@ -61,7 +61,7 @@ class Fields:
         """A text that is not empty."""
         value = self.content.get(key)
         if not isinstance(value, str) or not value.strip():
-            self.refuse(key, 'it is no text, or missing.')
+            self.refuse(key, 'it is not a text, or missing.')
         return value
 
     def flag(self, key: str) -> bool:
@@ -80,7 +80,7 @@ class Fields:
         """
         value: Any = self.content.get(key)
         if not _is_number(value):
-            self.refuse(key, 'it is no finite number, or missing.')
+            self.refuse(key, 'it is not a finite number, or missing.')
         if value < least:
             self.refuse(key, f'it is less than {least:g}.')
         return float(value)
@@ -93,7 +93,7 @@ class Fields:
         """A whole number."""
         value = self.number(key, least)
         if value != int(value):
-            self.refuse(key, 'it is no whole number.')
+            self.refuse(key, 'it is not a whole number.')
         return int(value)
 
     def optional_count(self, key: str) -> Optional[int]:
@@ -104,7 +104,7 @@ class Fields:
         """A list."""
         value = self.content.get(key)
         if not isinstance(value, list):
-            self.refuse(key, 'it is no list, or missing.')
+            self.refuse(key, 'it is not a list, or missing.')
         return value
 
     def numbers(self, key: str) -> tuple[float, ...]:

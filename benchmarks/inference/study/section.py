@@ -59,7 +59,7 @@ class Section:
             raise HarnessError(
                 prefix,
                 content,
-                'it is no mapping of keys to values.',
+                'it is not a mapping of keys to values.',
                 'write its keys indented below it.',
             )
         self.prefix = prefix
@@ -139,7 +139,7 @@ class Section:
                 raise HarnessError(
                     self.key(key),
                     value,
-                    'it is no whole number from 1 on.',
+                    'it is not a whole number from 1 on.',
                     'write a list such as [1, 2].',
                 )
             if values.count(value) > 1:
@@ -180,6 +180,6 @@ def check_name(key: str, name: Any) -> None:
         raise HarnessError(
             key,
             name,
-            'it can not name anything.',
+            'it cannot name anything.',
             'use letters, digits, _, - and ., and put a number in quotes.',
         )

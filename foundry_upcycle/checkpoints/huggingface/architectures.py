@@ -334,7 +334,7 @@ def get_architecture(model_type: Any) -> Architecture:
     raise ConfigError(
         'model_type',
         model_type,
-        f'it can not be carried over: {feature}.'
+        f'it cannot be carried over: {feature}.'
         if feature else 'this architecture is not known.',
         f'use one of {", ".join(ARCHITECTURES)}, or an MPT.',
     )

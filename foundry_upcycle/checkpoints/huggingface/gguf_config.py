@@ -139,7 +139,7 @@ def _architecture(file: GGUFFile) -> str:
     if other in ARCHITECTURES:
         reason = f'of GGUF files only {known} are read'
     elif feature:
-        reason = f'it can not be carried over: {feature}'
+        reason = f'it cannot be carried over: {feature}'
     else:
         reason = 'this architecture is not known'
     raise file.error(

@@ -82,7 +82,7 @@ def read_container(
     """Reads all metadata, and where each tensor lies, by name.
 
     Raises:
-        CheckpointError: It is no GGUF file, damaged, or of a kind that is not
+        CheckpointError: It is not a GGUF file, damaged, or of a kind that is not
             read, or the package ``gguf`` is missing.
     """
     package = gguf_package(path)
@@ -161,7 +161,7 @@ class _Cursor:
         count = self.number('Q')
         if count > min(self.left // least_bytes, _MOST):
             raise ValueError(
-                f'{count} things can not be in its {self.size} bytes',
+                f'{count} things cannot be in its {self.size} bytes',
             )
         return count
 

@@ -30,7 +30,7 @@ def mpt_moe_layers(hf: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             'mlp_only_layers',
             dense,
-            'it is no list of whole numbers.',
+            'it is not a list of whole numbers.',
             'repair config.json.',
         )
     layers = [
@@ -87,7 +87,7 @@ def mpt_overrides(hf: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             'no_rope_layers',
             ropes,
-            f'it is no list of a 0 (no rope) or 1 for each of {n_layers} '
+            f'it is not a list of a 0 (no rope) or 1 for each of {n_layers} '
             'layers.',
             'repair config.json.',
         )

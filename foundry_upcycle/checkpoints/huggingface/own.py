@@ -63,7 +63,7 @@ def own_section(hf_config: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(
                 key,
                 section[key],
-                'it is no mapping.',
+                'it is not a mapping.',
                 'repair config.json.',
             )
     for name, feature in _REFUSED.items():
@@ -102,7 +102,7 @@ def own_shapes(section: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         raise ConfigError(
             'model_type',
             MPT,
-            f'LLM Foundry can not build this one ({error}).',
+            f'LLM Foundry cannot build this one ({error}).',
             'repair config.json.',
         ) from error
 

@@ -130,7 +130,7 @@ def _layer_types(given: Mapping[str, Any]) -> Optional[list[str]]:
         raise ConfigError(
             'layer_types',
             layers,
-            'it is no list of texts.',
+            'it is not a list of texts.',
             'repair config.json.',
         )
     return layers
@@ -141,7 +141,9 @@ def _given_rope(given: Mapping[str, Any]) -> dict[str, Any]:
     key = 'rope_parameters' if given.get('rope_parameters') else 'rope_scaling'
     rope = given.get(key) or {}
     if not isinstance(rope, Mapping):
-        raise ConfigError(key, rope, 'it is no mapping.', 'repair config.json.')
+        raise ConfigError(
+            key, rope, 'it is not a mapping.', 'repair config.json.'
+        )
     rope = dict(rope)
     kind = rope.pop('type', None)
     kind = rope.pop('rope_type', None) or kind or 'default'

@@ -126,7 +126,7 @@ class ShardedReader(StoredCheckpoint):
         stored = StoredTensor.of(found)
         if (stored is None or found.shape != chunk.sizes
                 or found.dtype != dtype):
-            problem = f'it is no {dtype} of shape {chunk.sizes}'
+            problem = f'it is not a {dtype} of shape {chunk.sizes}'
             raise self._damaged(name, chunk.entry, problem)
         return stored
 

@@ -31,7 +31,7 @@ def require_positive(key: str, value: Any, most: float, meaning: str) -> None:
         raise ConfigError(
             key,
             value,
-            f'it is no number above 0, up to {most:g}.',
+            f'it is not a number above 0, up to {most:g}.',
             f'write {meaning}.',
         )
 

@@ -118,7 +118,7 @@ def read_serving(path: Path) -> Serving:
             isinstance(label, str) and label.strip(),
             f'{path}: labels',
             label,
-            'it is no text.',
+            'it is not a text.',
             'write in words what to know, such as "CPU".',
         )
     models = _take(path, '', content, 'models', list)
@@ -180,7 +180,7 @@ def _models(
             isinstance(record, dict),
             f'{path}: {prefix}',
             record,
-            'it is no object.',
+            'it is not an object.',
             'write size, experts, top_k and the throughput.',
         )
         keys = ('size', 'experts', 'top_k', _THROUGHPUT)

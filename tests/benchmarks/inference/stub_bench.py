@@ -22,7 +22,7 @@ def main(recorded: str, mode: str, *flags: str) -> None:
     args, _ = parser.parse_known_args(flags)
     print('the tool writes', mode, flush=True)
     if mode == 'fails':
-        raise ValueError('prompts that it can not read')
+        raise ValueError('prompts that it cannot read')
     if mode == 'hangs':
         time.sleep(600)
     if mode == 'writes':

@@ -71,8 +71,8 @@ def test_a_container(tmp_path: Path):
         (b'x' * 1000, 'is not a GGUF file, or damaged .*not start with GGUF'),
         (container(version=1), 'GGUF file of version 1; known are 2 and 3'),
         (container(version=3 << 24), 'it is big-endian. Fix: convert'),
-        (container(n_fields=HUGE), f'damaged .{HUGE} things can not be in'),
-        (container(n_tensors=HUGE), f'damaged .{HUGE} things can not be in'),
+        (container(n_fields=HUGE), f'damaged .{HUGE} things cannot be in'),
+        (container(n_tensors=HUGE), f'damaged .{HUGE} things cannot be in'),
         (container(struct.pack('<Q', HUGE)), f'{HUGE} bytes should follow'),
         (
             container(field('a', TEXT, struct.pack('<Q', HUGE))),
@@ -80,7 +80,7 @@ def test_a_container(tmp_path: Path):
         ),
         (
             container(field('a', ARRAY, struct.pack('<IQ', TEXT, HUGE))),
-            f'{HUGE} things can not be',
+            f'{HUGE} things cannot be',
         ),
         (
             container(field('a', ARRAY, struct.pack('<IQ', ARRAY, 1))),

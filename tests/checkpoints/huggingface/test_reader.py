@@ -380,7 +380,7 @@ def test_mpts_own_folders(kind, tmp_path):
     with pytest.raises(CheckpointError, match='has no transformer.norm_f.we'):
         HuggingFaceReader(str(tmp_path))
     edit_config(tmp_path, norm_type='batchnorm')
-    with pytest.raises(ConfigError, match="'mpt': LLM Foundry can not build"):
+    with pytest.raises(ConfigError, match="'mpt': LLM Foundry cannot build"):
         HuggingFaceReader(str(tmp_path))
 
 

@@ -455,7 +455,7 @@ YARN = {'rope_type': 'yarn', 'factor': 2.0}
         ({'rope_scaling': {'type': 'longrope'}}, "rope_type='longrope'"),
         ({'rope_scaling': {'type': 'linear'}}, 'rope_scaling.factor=None'),
         ({'rope_scaling': {'x': 1}}, 'rope_scaling.x=1'),
-        ({'rope_scaling': 'linear'}, "rope_scaling='linear': it is no mapping"),
+        ({'rope_scaling': 'linear'}, "rope_scaling='linear': it is not a mapping"),
         ({'attention_bias': True}, 'attention_bias=True: .*output projection'),
         ({'model_type': 'qwen3', 'attention_bias': True}, 'attention_bias=Tru'),
         ({'mlp_bias': True}, 'mlp_bias=True: .*have biases'),
@@ -467,8 +467,8 @@ YARN = {'rope_type': 'yarn', 'factor': 2.0}
         ({'model_type': 'gemma', 'hidden_activation': 'gelu'}, 'not differ'),
         ({'model_type': 'mixtral', 'hidden_act': 'gelu'}, "hidden_act='gelu'"),
         ({'hidden_act': ['silu']}, r"hidden_act=\['silu'\]: it is not a text"),
-        ({'layer_types': 5}, 'layer_types=5: it is no list of texts'),
-        ({'layer_types': [['x']]}, 'layer_types=.*: it is no list of texts'),
+        ({'layer_types': 5}, 'layer_types=5: it is not a list of texts'),
+        ({'layer_types': [['x']]}, 'layer_types=.*: it is not a list of texts'),
         ({'rope_scaling': {'rope_type': ['x']}}, r"rope_type=\['x'\]: MPT does"),
         (
             {'rope_scaling': {'rope_type': 'linear', 'factor': '2'}},
@@ -518,7 +518,7 @@ YARN = {'rope_type': 'yarn', 'factor': 2.0}
         ({'model_type': 'qwen3_moe', 'mlp_only_layers': 3}, 'layers=3: it is'),
         ({'model_type': 'qwen2_moe', 'decoder_sparse_step': 0}, 'step=0: it is'),
         ({'model_type': 'smollm3', 'no_rope_layers': [1, 0]}, 'of 32 layers'),
-        ({'model_type': 'smollm3', 'no_rope_layers': [2] * 32}, 'it is no list'),
+        ({'model_type': 'smollm3', 'no_rope_layers': [2] * 32}, 'it is not a list'),
         ({'model_type': 'smollm3', 'use_sliding_window': True}, 'window=True: o'),
         ({'model_type': 'granite', 'logits_scaling': 0}, 'logits_scaling=0: it'),
         (
@@ -531,7 +531,7 @@ YARN = {'rope_type': 'yarn', 'factor': 2.0}
             'attn_config.prefix_lm=True: attention is not causal',
         ),
         ({'model_type': 'mpt', 'n_layers': 0}, 'n_layers=0: it is a size'),
-        ({'model_type': 'mpt', 'ffn_config': 5}, 'ffn_config=5: it is no mapping'),
+        ({'model_type': 'mpt', 'ffn_config': 5}, 'ffn_config=5: it is not a mapping'),
         ({'model_type': 'phi'}, "='phi': .* side by side, .* part of each head"),
         ({'model_type': 'qwen3_next'}, 'three of four layers are linear attent'),
         (

@@ -200,7 +200,7 @@ def share_bytes(metadata: Any, _: list) -> None:
         ),
         (set_chunks(chunk((0, 0), (10**9, 3))), 'larger than what is stored'),
         (share_bytes, 'the same bytes of .* are two things'),
-        (set_dtype, 'bytes of a are damaged .it is no torch.int32'),
+        (set_dtype, 'bytes of a are damaged .it is not a torch.int32'),
     ],
     ids=[
         'hole',

@@ -200,12 +200,12 @@ def test_data_are_rounded():
 @pytest.mark.parametrize(
     'change,message',
     [
-        ({'n_params': -1.0}, '--params=-1.0: it is no number above 0'),
-        ({'n_params': math.nan}, '--params=nan: it is no number above 0'),
+        ({'n_params': -1.0}, '--params=-1.0: it is not a number above 0'),
+        ({'n_params': math.nan}, '--params=nan: it is not a number above 0'),
         ({'tokens': 0.0}, '--tokens=0.0: .*Fix: write those of its pretrain'),
-        ({'fractions': (0.1, 0.0)}, '--budgets=0.0: it is no number above 0'),
-        ({'served': -5.0}, '--served=-5.0: it is no number above 0'),
-        ({'served': math.inf}, '--served=inf: it is no number above 0'),
+        ({'fractions': (0.1, 0.0)}, '--budgets=0.0: it is not a number above 0'),
+        ({'served': -5.0}, '--served=-5.0: it is not a number above 0'),
+        ({'served': math.inf}, '--served=inf: it is not a number above 0'),
     ],
 )  # yapf: disable
 def test_bad_numbers(change: dict[str, Any], message: str):
@@ -219,7 +219,7 @@ def test_bad_numbers(change: dict[str, Any], message: str):
 )
 def test_bad_prices(key: str):
     name = key.replace('_', '-')
-    with pytest.raises(ConfigError, match=f'--{name}=0.0: it is no number'):
+    with pytest.raises(ConfigError, match=f'--{name}=0.0: it is not a number'):
         replace(PRICES, **{key: 0.0})
     with pytest.raises(ConfigError, match='--mfu=1.5: .* up to 1. Fix:'):
         replace(PRICES, mfu=1.5)

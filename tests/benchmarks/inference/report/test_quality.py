@@ -287,7 +287,7 @@ def test_what_was_not_asked_is_told(tmp_path: Path):
         ),
         ({
             'greedy': 'none'
-        }, {}, "quality.greedy='none': it is no list"),
+        }, {}, "quality.greedy='none': it is not a list"),
         ({
             'tasks': {
                 'piqa': [True]

@@ -110,7 +110,7 @@ def test_real_weights(tmp_path: Path):
 
 
 MISSING = 'it is missing, empty or of another type. Fix: set it to a '
-NO_NAME = 'it can not name anything. Fix: use letters'
+NO_NAME = 'it cannot name anything. Fix: use letters'
 LOW = 'it is out of range. Fix: set it to a number '
 
 
@@ -216,7 +216,7 @@ LOW = 'it is out of range. Fix: set it to a number '
         ('engine kv_cache_gib', 0, f'engine.kv_cache_gib=0: {LOW}above 0.'),
         ('engine swap', 1, 'engine.swap=1: there is no such setting.'),
         ('top_k', [], f'top_k=[]: {MISSING}list'),
-        ('top_k', [0], 'top_k=0: it is no whole number from 1 on.'),
+        ('top_k', [0], 'top_k=0: it is not a whole number from 1 on.'),
         ('top_k', [1, 1], 'top_k=1: it stands there twice. Fix: write it once'),
         (
             'top_k',
@@ -229,7 +229,7 @@ LOW = 'it is out of range. Fix: set it to a number '
         ('sizes', {
             7: {},
         }, f'sizes=7: {NO_NAME}'),
-        ('sizes tiny', None, 'sizes.tiny=None: it is no mapping of keys'),
+        ('sizes tiny', None, 'sizes.tiny=None: it is not a mapping of keys'),
         ('sizes tiny paper', 1, 'sizes.tiny.paper=1: there is no such setting'),
         (
             'sizes tiny dense',
