@@ -41,7 +41,20 @@ _MODULES = {
     'verify': 'conversion.verify',
 }
 
-__all__ = [*_MODULES]
+__all__ = [
+    'CheckpointError',
+    'ConfigError',
+    'UpcyclingConfig',
+    'convert',
+    'export_hf',
+    'import_hf',
+    'open_checkpoint',
+    'plan_grid',
+    'read_study',
+    'read_training_budget',
+    'upcycle',
+    'verify',
+]
 
 
 def __getattr__(name: str) -> Any:

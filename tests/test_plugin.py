@@ -112,6 +112,7 @@ import sys
 import foundry_upcycle
 before = [name for name in sys.modules if name.startswith('foundry_upcycle.')]
 assert not before and 'torch' not in sys.modules, before
+assert [*foundry_upcycle._MODULES] == foundry_upcycle.__all__
 for name in foundry_upcycle.__all__:
     assert getattr(foundry_upcycle, name).__name__ == name
 assert {*foundry_upcycle.__all__} <= {*dir(foundry_upcycle)}
