@@ -3,7 +3,7 @@
 import abc
 import warnings
 from functools import cached_property, reduce
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Optional
 
 import torch
 
@@ -25,6 +25,7 @@ __all__ = [
     'flatten',
     'flatten_config',
     'nest',
+    'require_tensor',
 ]
 
 # Below ``ffn_config``: a number, or a mapping that is one value.
@@ -171,6 +172,40 @@ class StoredCheckpoint(Checkpoint):
                     stacklevel=3,
                 )
         return tensor
+
+
+def require_tensor(
+    checkpoint: Checkpoint,
+    name: str,
+    shape: Optional[tuple[int, ...]],
+    fix: str,
+) -> None:
+    """Refuses a tensor that is not the one its checkpoint's config describes.
+
+    Args:
+        checkpoint: Holds it, or not.
+        name: Of the tensor.
+        shape: What the config describes; None: no such tensor.
+        fix: What to do about another shape.
+
+    Raises:
+        CheckpointError: It has another shape, or is quantised.
+    """
+    info: Any = checkpoint.tensors.get(name)
+    found = info.shape if info else None
+    if found != shape:
+        raise CheckpointError(
+            checkpoint.path,
+            f'{name} has shape {found}, and the config beside it describes '
+            f'{shape} (None: no such tensor).',
+            fix,
+        )
+    if info.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            checkpoint.path,
+            f'{name} has dtype {info.dtype}.',
+            'start from weights in float32, bfloat16 or float16.',
+        )
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:

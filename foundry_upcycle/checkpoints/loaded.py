@@ -2,10 +2,9 @@
 
 import torch
 
-from foundry_upcycle.checkpoints.base import Checkpoint
+from foundry_upcycle.checkpoints.base import Checkpoint, require_tensor
 from foundry_upcycle.checkpoints.empty import empty_model
 from foundry_upcycle.checkpoints.settings import config_of, require_mpt
-from foundry_upcycle.errors import CheckpointError
 from foundry_upcycle.models.upcycled_mpt import UpcycledMPTForCausalLM
 
 __all__ = ['loaded_model']
@@ -28,16 +27,10 @@ def loaded_model(
     require_mpt(checkpoint)
     with config_of(checkpoint):
         model = empty_model(checkpoint.model_config, attn_impl)
+    fix = 'name a checkpoint whose config is that of its weights.'
     for name, parameter in model.named_parameters():
-        key = f'model.{name}'
-        info = checkpoint.tensors.get(key)
-        if info is None or info.shape != parameter.shape:
-            raise CheckpointError(
-                checkpoint.path,
-                f'{key} has shape {info and info.shape}, and its config '
-                f'describes {tuple(parameter.shape)} (None: no such tensor).',
-                'name a checkpoint whose config is that of its weights.',
-            )
+        shape = tuple(parameter.shape)
+        require_tensor(checkpoint, f'model.{name}', shape, fix)
     state = {
         name:
         checkpoint.read(f'model.{name}', 0, 0, parameter.shape[0]).to(

@@ -6,7 +6,7 @@ from typing import Any, Iterator, Mapping
 
 import torch
 
-from foundry_upcycle.checkpoints.base import FLOAT_DTYPES, Checkpoint
+from foundry_upcycle.checkpoints.base import Checkpoint, require_tensor
 from foundry_upcycle.checkpoints.names import (
     EXPERT_WEIGHTS,
     ExpertName,
@@ -20,6 +20,10 @@ from foundry_upcycle.planning.top_k import read_top_k
 __all__ = ['Mixture', 'weights_id']
 
 _RENORMALISED = 'ffn_config.moe_normalize_expert_weights'
+_FIX_LAYERS = (
+    'name a checkpoint whose layers are those of its config, all with as many '
+    'experts.'
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Mixture:
             mlp_type='glu' if is_glu else 'mlp',
         )
         for name, shape in mixture._shapes(config['d_model']):
-            _check(source, name, shape)
+            require_tensor(source, name, shape, _FIX_LAYERS)
         return mixture
 
     def names(self, layer: int) -> list[ExpertName]:
@@ -154,22 +158,3 @@ def _size(source: Checkpoint, config: dict[str, Any], key: str) -> int:
             'save it again with Composer.',
         )
     return value
-
-
-def _check(source: Checkpoint, name: str, shape: tuple[int, int]) -> None:
-    info: Any = source.tensors.get(name)
-    found = info.shape if info else None
-    if found != shape:
-        raise CheckpointError(
-            source.path,
-            f'{name} has shape {found}, and the config beside it describes '
-            f'{shape} (None: no such tensor).',
-            'name a checkpoint whose layers are those of its config, all with '
-            'as many experts.',
-        )
-    if info.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(
-            source.path,
-            f'{name} has dtype {info.dtype}.',
-            'start from weights in float32, bfloat16 or float16.',
-        )

@@ -279,6 +279,15 @@ def test_teachers_that_are_refused(folder: Path, tmp_path: Path):
     other.config.ffn_config['moe_num_experts'] = 4
     path = tiny.save_dense(other, tmp_path / 'other.pt')
     refuse(CheckpointError, 'ffn.*has shape', tiny.build_dense(), path)
+    # Its weights are quantised.
+    model = tiny.build_moe()
+    path = Path(tiny.save_dense(model, tmp_path / 'int8.pt'))
+    content = torch.load(path, weights_only=False)
+    weights = content['state']['model']
+    name = next(iter(weights))
+    weights[name] = weights[name].to(torch.int8)
+    torch.save(content, path)
+    refuse(CheckpointError, 'has dtype torch.int8', tiny.build_dense(), path)
     # Another tokenizer.
     teacher = tiny.build_moe()
     teacher.tokenizer = tokenizer_of('a', 'b', 'c')

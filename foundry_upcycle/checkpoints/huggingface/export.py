@@ -5,13 +5,13 @@ from typing import Any, Mapping, Optional
 import torch
 
 from foundry_upcycle.checkpoints.base import (
-    FLOAT_DTYPES,
     Checkpoint,
     CheckpointView,
     TensorInfo,
     common_dtype,
     dtype_name,
     nest,
+    require_tensor,
 )
 from foundry_upcycle.checkpoints.huggingface.folding import multipliers
 from foundry_upcycle.checkpoints.huggingface.names import (
@@ -26,7 +26,7 @@ from foundry_upcycle.checkpoints.huggingface.to_huggingface import (
 )
 from foundry_upcycle.checkpoints.settings import require_mpt
 from foundry_upcycle.config import is_whole
-from foundry_upcycle.errors import CheckpointError, ConfigError
+from foundry_upcycle.errors import ConfigError
 
 __all__ = ['ExportedCheckpoint']
 
@@ -152,19 +152,6 @@ def _check_total(
     source: Checkpoint,
     expected: Mapping[str, tuple[int, ...]],
 ) -> None:
+    fix = 'export a checkpoint whose config is that of its weights.'
     for name in (*expected, *source.tensors):
-        info: Any = source.tensors.get(name)
-        found = info.shape if info else None
-        if found != expected.get(name):
-            raise CheckpointError(
-                source.path,
-                f'{name} has shape {found}, and the config beside it describes '
-                f'{expected.get(name)} (None: no such tensor).',
-                'export a checkpoint whose config is that of its weights.',
-            )
-        if info.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                source.path,
-                f'{name} has dtype {info.dtype}.',
-                'start from weights in float32, bfloat16 or float16.',
-            )
+        require_tensor(source, name, expected.get(name), fix)
