@@ -9,18 +9,23 @@ Dimension legend: D d_model, F ffn hidden size, E experts, K experts a token.
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Mapping
 
-from foundry_upcycle.config import is_number, is_whole, partial_moe_layers
+from foundry_upcycle.config import (
+    is_number,
+    is_whole,
+    partial_moe_layers,
+    resolve_ffn_hidden_size,
+)
 from foundry_upcycle.errors import ConfigError
 from foundry_upcycle.planning.top_k import read_top_k, refuse_varying_top_k
 
-__all__ = ['MAX_SIZE', 'ModelShape', 'require_experts']
+__all__ = ['MAX_SIZE', 'N_MATRICES', 'ModelShape', 'require_experts']
 
 # What no size of a model or a batch exceeds. With it, nothing that is counted
 # leaves the range of a float.
 MAX_SIZE = 2**31 - 1
 
 # (D, F) matrices in one feed-forward layer or expert.
-_N_MATRICES = {'mlp': 2, 'glu': 3}
+N_MATRICES = {'mlp': 2, 'glu': 3}
 _DENSE_FFN_TYPES = {'mptmlp': 'mlp', 'mptglu': 'glu'}
 
 # What each mixture of experts takes where ffn_config doesn't say.
@@ -448,7 +453,7 @@ def _ffn_sizes(
     ffn_type = ffn.get('ffn_type', 'mptmlp')
     hidden = of_ffn['ffn_hidden_size']
     if hidden is None:
-        hidden = int(d_model * sizes['expansion_ratio'])
+        hidden = resolve_ffn_hidden_size(d_model, sizes['expansion_ratio'])
     if isinstance(ffn_type, str) and ffn_type in _MOE_DEFAULTS:
         n_moe_layers = _n_moe_layers(sizes['n_layers'], ffn, ffn_type)
         has_dense = n_moe_layers < sizes['n_layers']
@@ -469,7 +474,7 @@ def _ffn_sizes(
         'model.ffn_config.ffn_type',
         ffn_type,
     )
-    n_matrices = _N_MATRICES[mlp_type]
+    n_matrices = N_MATRICES[mlp_type]
     # One bias of size D, on the way down, and one of size F for each way up.
     biases = 0 if no_bias else d_model + (n_matrices - 1) * hidden
     return {
@@ -520,7 +525,7 @@ def _moe_sizes(
                 'set it.',
             )
     n_matrices = _lookup(
-        _N_MATRICES,
+        N_MATRICES,
         'model.ffn_config.mlp_type',
         sizes['mlp_type'],
     )

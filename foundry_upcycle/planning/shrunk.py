@@ -4,12 +4,9 @@ from typing import Any, Mapping
 
 from foundry_upcycle.config import ShrinkingConfig
 from foundry_upcycle.errors import ConfigError
-from foundry_upcycle.planning.flops import ModelShape
+from foundry_upcycle.planning.flops import N_MATRICES, ModelShape
 
 __all__ = ['dense_ffn', 'shrunk_model']
-
-# Matrices of an expert.
-_N_MATRICES = {'glu': 3, 'mlp': 2}
 
 
 def shrunk_model(
@@ -42,7 +39,7 @@ def shrunk_model(
         return {**model, 'ffn_config': {**ffn, 'moe_num_experts': n}}
     mlp_type = ffn.get('mlp_type', 'glu' if is_ours else 'mlp')
     hidden_size = shape.n_expert_params // (
-        _N_MATRICES[mlp_type] * shape.d_model
+        N_MATRICES[mlp_type] * shape.d_model
     )
     dense = dense_ffn(
         ffn,

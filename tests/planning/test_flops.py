@@ -489,6 +489,13 @@ def test_sizes_are_numbers(section: str, key: str, value: Any):
         ModelShape.from_config(config)
 
 
+def test_a_hidden_size_is_whole():
+    config = tiny.dense_config(expansion_ratio=1.01)
+    config['ffn_config'].pop('ffn_hidden_size')
+    with pytest.raises(ConfigError, match='expansion_ratio=1.01.*not a whole'):
+        ModelShape.from_config(config)
+
+
 @pytest.mark.parametrize(
     'changes,problem',
     [
