@@ -1,6 +1,5 @@
 """Reads what servers answered: one ``quality.json`` for each."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Mapping, Optional
 
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.point_format import QUALITY_FORMAT
-from benchmarks.inference.report.fields import Fields
+from benchmarks.inference.report.fields import Fields, read_record
 from benchmarks.inference.report.records import Arm
 from benchmarks.inference.report.results import read_arm
 
@@ -91,7 +90,7 @@ def read_answers(
     found: dict[str, dict[Arm, Answers]] = {}
     missing = []
     for path in sorted((folder / 'quality').glob('*/quality.json')):
-        fields = _fields(path)
+        fields = read_record(path, 'quality', QUALITY_FORMAT, _FIX)
         config = fields.inner('config')
         size, arm = config.text('size'), read_arm(config)
         if fields.text('status') != 'done':
@@ -104,26 +103,6 @@ def read_answers(
         _check_alike(answers, of_size)
         of_size[arm] = answers
     return found, missing
-
-
-def _fields(path: Path) -> Fields:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise HarnessError(
-            'quality',
-            str(path),
-            f"it can't be read as JSON ({error}).",
-            _FIX,
-        ) from error
-    fields = Fields(str(path), '', content)
-    if fields.text('format') != QUALITY_FORMAT:
-        fields.refuse(
-            'format',
-            f'this version reads {QUALITY_FORMAT}.',
-            'report with the version that measured, or measure again.',
-        )
-    return fields
 
 
 def _answers(path: Path, size: str, arm: Arm, fields: Fields) -> Answers:

@@ -1,11 +1,13 @@
 """Takes the fields of a JSON record, and says which is wrong and where."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any, Mapping, NoReturn, Optional
 
 from benchmarks.inference.errors import HarnessError
 
-__all__ = ['Fields']
+__all__ = ['Fields', 'read_record']
 
 # A longer list is counted in errors, not shown.
 _MOST_SHOWN = 8
@@ -133,3 +135,34 @@ def _is_number(value: Any) -> bool:
         isinstance(value, (int, float)) and not isinstance(value, bool)
         and math.isfinite(value)
     )
+
+
+def read_record(path: Path, kind: str, version: str, fix: str) -> Fields:
+    """The fields of a file that ``run`` wrote.
+
+    Args:
+        path: The file.
+        kind: What it is, for errors.
+        version: Of the format that is read here.
+        fix: What to do about a file that is damaged.
+
+    Raises:
+        HarnessError: It can't be read, or has another version's format.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HarnessError(
+            kind,
+            str(path),
+            f"it can't be read as JSON ({error}).",
+            fix,
+        ) from error
+    fields = Fields(str(path), '', content)
+    if fields.text('format') != version:
+        fields.refuse(
+            'format',
+            f'this version reads {version}.',
+            'report with the version that measured, or measure again.',
+        )
+    return fields

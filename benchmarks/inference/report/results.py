@@ -1,12 +1,11 @@
 """Reads what a serving study measured: one ``point.json`` for each point."""
 
-import json
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from benchmarks.inference.errors import HarnessError
 from benchmarks.inference.point_format import POINT_FORMAT
-from benchmarks.inference.report.fields import Fields
+from benchmarks.inference.report.fields import Fields, read_record
 from benchmarks.inference.report.records import (
     Arm,
     Counters,
@@ -46,22 +45,12 @@ def read_points(folder: Path) -> list[Point]:
 
 
 def _read(path: Path) -> Point:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise HarnessError(
-            'point',
-            str(path),
-            f"it can't be read as JSON ({error}).",
-            'remove its folder, so that `run` measures the point again.',
-        ) from error
-    fields = Fields(str(path), '', content)
-    if fields.text('format') != POINT_FORMAT:
-        fields.refuse(
-            'format',
-            f'this version reads {POINT_FORMAT}.',
-            'report with the version that measured, or measure again.',
-        )
+    fields = read_record(
+        path,
+        'point',
+        POINT_FORMAT,
+        'remove its folder, so that `run` measures the point again.',
+    )
     if fields.text('id') != path.parent.name:
         fields.refuse(
             'id',
