@@ -23,6 +23,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
         path = Path(os.path.normpath(here.parent / target))
         if not path.exists():
             raise ValueError(f'{here}: there is no {target}')
+        if path == docs.parent / 'README.md':
+            path = docs / 'index.md'
         if not path.is_relative_to(docs) or path.suffix in ('.json', '.html'):
             return f'{text} (`{path.relative_to(docs.parent)}`)'
         page_folder = (docs / page.file.src_uri).parent
